@@ -1,0 +1,270 @@
+"""The command line: it parses, dispatches, and is the one border where errors become exit codes.
+
+Nothing here imports gevent, vllm or torch: `--help` and `render` answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from vllm_stack import __version__
+from vllm_stack.errors import StackError, UsageError
+from vllm_stack.options import MIB, Options
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_ENVIRONMENT = "VLLM_STACK_"
+
+
+def main() -> None:
+    """Run the command line and exit: 0 ok, 1 expected failure, 2 usage, 3 a bug of ours, 130 Ctrl-C."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line and give its exit code."""
+    try:
+        result = _group.main(argv, prog_name="vllm-stack", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except StackError as error:
+        click.echo(f"vllm-stack: {_one_line(str(error))}", err=True)
+        return error.exit_code
+    except click.exceptions.Abort:
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader left (`vllm-stack ... | head`): nothing is wrong, and nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception:  # the one catch-all: what gets here is our bug
+        _report_bug(argv)
+        return 3
+
+
+def _one_line(message: str) -> str:
+    return message.replace("\n", "\\n").replace("\r", "\\r")
+
+
+def _report_bug(argv: list[str]) -> None:
+    import platform
+    import traceback
+
+    verb = argv[0] if argv else ""
+    click.echo(
+        "vllm-stack: this is a bug of ours. Please report it with what follows:\n\n"
+        f"vllm-stack {__version__}, Python {platform.python_version()}, {platform.platform()}, {verb!r}\n"
+        f"{traceback.format_exc()}",
+        err=True,
+    )
+
+
+def _option(*names: str, **settings: Any) -> Callable[[_Function], _Function]:
+    """Declare an option that can also be set as VLLM_STACK_<NAME>."""
+    variable = _ENVIRONMENT + names[0].removeprefix("--").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Exit codes: 0 ok, 1 something expected went wrong, 2 usage, 3 a bug of ours, 130 Ctrl-C.",
+)
+@click.version_option(__version__, prog_name="vllm-stack")
+def _group() -> None:
+    """N vLLM workers behind one OpenAI-compatible door, held up by supervisord.
+
+    \b
+      vllm-stack render MODEL --workers 2
+      supervisord -c out/supervisord.conf
+    """
+
+
+_out_option = _option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out"),
+    show_default=True,
+    help="The stack's directory.",
+)
+
+
+@_group.command(context_settings={"ignore_unknown_options": False})
+@click.argument("model")
+@click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_OPTIONS...]")
+@_option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="vLLM servers to run.")
+@_option(
+    "--tensor-parallel-size",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="GPUs of each worker.",
+)
+@_option("--revision", help="Branch, tag or commit of the model on the hub.")
+@_option(
+    "--base-port", type=click.IntRange(1, 65535), default=5001, show_default=True, help="Port of worker-0."
+)
+@_option(
+    "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of the public door."
+)
+@_option("--host", help="Address of the public door.  [default: 0.0.0.0 with a key, 127.0.0.1 without]")
+@_option(
+    "--admin-port",
+    type=click.IntRange(1, 65535),
+    default=9000,
+    show_default=True,
+    help="Admin door, loopback only.",
+)
+@_option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    help="A key clients must send; may be repeated. Shows in `ps`: prefer --api-key-file.",
+)
+@_option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help="File with one client key per line, readable by its owner alone.",
+)
+@_option(
+    "--device",
+    type=click.Choice(["auto", "cuda", "cpu"]),
+    default="auto",
+    show_default=True,
+    help="cpu runs vLLM's CPU build.",
+)
+@_option("--gpus", help="GPUs to use, e.g. 0,1,4,5.  [default: all of CUDA_VISIBLE_DEVICES, else all]")
+@_option(
+    "--policy",
+    type=click.Choice(["least-loaded", "round-robin", "random"]),
+    default="least-loaded",
+    show_default=True,
+    help="How the proxy chooses a worker.",
+)
+@_option(
+    "--proxy-processes",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Processes of the proxy.",
+)
+@_option(
+    "--open-route",
+    "open_routes",
+    multiple=True,
+    metavar="PATH",
+    help="Open one of vLLM's control routes, e.g. /metrics; may be repeated.",
+)
+@_option(
+    "--max-body",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    metavar="MIB",
+    help="Largest request.",
+)
+@_option(
+    "--response-timeout",
+    type=click.FloatRange(min=1),
+    default=900.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Longest silence of a worker in the middle of a request.",
+)
+@_option(
+    "--restart-delay",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Pause before a failed worker starts again.",
+)
+@_option(
+    "--drain-timeout",
+    type=click.FloatRange(min=0),
+    default=15.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a stop lets open requests finish.",
+)
+@_option("--vllm-command", default="vllm", show_default=True, help="The vLLM to run.")
+@_out_option
+@click.option("--dry-run", is_flag=True, help="Print the files instead of writing them.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def render(
+    api_keys: tuple[str, ...],
+    api_key_file: Path | None,
+    gpus: str | None,
+    max_body: int,
+    dry_run: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Check the machine and write a stack for MODEL (a directory or a hub name).
+
+    Everything after `--` goes to `vllm serve` as it is:
+
+    \b
+      vllm-stack render Qwen/Qwen3-8B --workers 2 -- --max-model-len 8192 --dtype bfloat16
+    """
+    from vllm_stack.commands.render import render_stack, summary
+    from vllm_stack.gpus import parse_gpu_list
+    from vllm_stack.keys import check_keys, read_key_file
+    from vllm_stack.render import render as render_files
+
+    if gpus is not None and settings["device"] == "cpu":
+        raise UsageError(f"--gpus {gpus} and --device cpu exclude each other: leave one out")
+    options = Options(
+        api_keys=check_keys((*api_keys, *(read_key_file(api_key_file) if api_key_file else ()))),
+        gpus=None if gpus is None else parse_gpu_list(gpus),
+        max_body=max_body * MIB,
+        **settings,
+    )
+    plan = render_stack(options, dry_run)
+    if as_json:
+        from vllm_stack.commands.render import plan_json
+
+        click.echo(plan_json(plan))
+        return
+    for line in summary(plan, written=not dry_run):
+        click.echo(line)
+    if dry_run:
+        for file in render_files(plan):
+            click.echo(f"\n===== {file.path}\n{file.text}", nl=False)
+
+
+@_group.command()
+@_out_option
+@_option(
+    "--timeout",
+    type=click.FloatRange(min=0),
+    default=1800.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait.",
+)
+@click.option("--any", "any_worker", is_flag=True, help="Be content with one ready worker.")
+def wait(out: Path, timeout: float, any_worker: bool) -> None:
+    """Show how the workers come up, until all are ready.
+
+    Ends with exit code 1, the last lines of its log and the reason when a worker fails.
+    """
+    from vllm_stack.commands.wait import wait_until_ready
+
+    wait_until_ready(out, timeout, any_worker)
+
+
+@_group.command()
+@_out_option
+def down(out: Path) -> None:
+    """Stop the stack and see to it that no process of it is left."""
+    from vllm_stack.commands.down import stop_stack
+
+    stop_stack(out)

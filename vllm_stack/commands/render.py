@@ -1,0 +1,94 @@
+"""`vllm-stack render`: check the machine, decide the stack, write it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vllm_stack.errors import OutputError
+from vllm_stack.files import File, make_directories, write_files
+from vllm_stack.inventory import take_inventory
+from vllm_stack.keys import hash_key, new_key
+from vllm_stack.layout import Layout
+from vllm_stack.options import Options
+from vllm_stack.plan import Plan, make_plan
+from vllm_stack.ports import check_free
+from vllm_stack.render import render
+from vllm_stack.supervisor_rpc import Supervisor
+
+
+def render_stack(options: Options, dry_run: bool = False) -> Plan:
+    """Check, decide and write a stack; with `dry_run` write nothing. Gives the plan that was made."""
+    plan = make_plan(options, take_inventory(options))
+    own_ports = _ports_of_running_stack(plan.layout)
+    check_free(use for use in plan.port_uses if use.port not in own_ports)
+    files = render(plan)
+    if not dry_run:
+        _write(plan, files)
+    return plan
+
+
+def _write(plan: Plan, files: list[File]) -> None:
+    layout = plan.layout
+    if layout.out.exists() and not layout.out.is_dir():
+        raise OutputError(f"--out {layout.out} is a file")
+    boxes = (layout.box(name) for name in ("proxy", *(worker.name for worker in plan.workers)))
+    make_directories((*layout.directories, *boxes))
+    write_files([*_secrets(plan), *files])
+
+
+def _secrets(plan: Plan) -> list[File]:
+    """Give the client keys as hashes, and the internal key unless there is one already.
+
+    The internal key outlives renders: the workers of a running stack ask for the one they know.
+    """
+    layout = plan.layout
+    hashes = sorted(hash_key(key.encode()).hex() for key in plan.options.api_keys)
+    secrets = [File(layout.client_keys, json.dumps(hashes, indent=2) + "\n")]
+    if not layout.internal_key.exists():
+        secrets.append(File(layout.internal_key, new_key() + "\n"))
+    return secrets
+
+
+def _ports_of_running_stack(layout: Layout) -> frozenset[int]:
+    """Give the ports that this very stack holds now: rendering over it must not be refused."""
+    if Supervisor(layout.socket).pid() is None:
+        return frozenset()
+    try:
+        stack = json.loads(layout.stack_json.read_text("utf-8"))
+        return frozenset(
+            (stack["door"]["port"], stack["admin_port"], *(worker["port"] for worker in stack["workers"]))
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
+
+
+def summary(plan: Plan, written: bool) -> list[str]:
+    """Say what was decided, line by line, and how to start it."""
+    options, layout = plan.options, plan.layout
+    version = f"vLLM {plan.vllm_version}" if plan.vllm_version else "vLLM"
+    lines = [f"{options.model}: {options.workers} x {version}"]
+    for worker in plan.workers:
+        place = f"GPU {','.join(worker.gpus)}" if worker.gpus else f"CPU {','.join(map(str, worker.cores))}"
+        lines.append(f"  {worker.name}  127.0.0.1:{worker.port}  {place}")
+    lines.append(f"  proxy     http://{plan.door_address}/v1  {options.policy}")
+    lines += [f"Note: {note}." for note in plan.notes]
+    if written:
+        conf = _shown(layout.supervisord_conf)
+        lines += [
+            f"Wrote {_shown(layout.out)}/. Next:",
+            f"  supervisord -c {conf}",
+            f"  supervisorctl -c {conf} status",
+        ]
+    return lines
+
+
+def _shown(path: Path) -> Path:
+    """Show a path the way the user would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def plan_json(plan: Plan) -> str:
+    """Give the plan for programs: what stack.json holds, and the notes."""
+    stack = next(file for file in render(plan) if file.path == plan.layout.stack_json)
+    return json.dumps({**json.loads(stack.text), "out": str(plan.layout.out), "notes": plan.notes}, indent=2)

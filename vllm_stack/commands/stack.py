@@ -1,0 +1,54 @@
+"""A stack that was rendered, as the operator's verbs find it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_stack.errors import NoStack
+from vllm_stack.layout import Layout
+from vllm_stack.leftovers import Identity
+from vllm_stack.supervisor_rpc import Supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What stack.json says, and how to reach its supervisord."""
+
+    layout: Layout
+    worker_names: tuple[str, ...]
+    admin_port: int
+    stop_seconds: int
+
+    @property
+    def supervisor(self) -> Supervisor:
+        return Supervisor(self.layout.socket)
+
+    def identities(self) -> list[Identity]:
+        """Name every program of the stack by what its processes have in common."""
+        layout = self.layout
+        return [
+            Identity(layout.process_title(name), layout.box(name), layout.state / f"{name}.life.json")
+            for name in ("proxy", *self.worker_names)
+        ]
+
+
+def find_stack(out: Path) -> Stack:
+    """Read the stack in `out`; raises `NoStack` when none was rendered there."""
+    layout = Layout.at(out)
+    try:
+        raw: dict[str, Any] = json.loads(layout.stack_json.read_text("utf-8"))
+        return Stack(
+            layout,
+            tuple(worker["name"] for worker in raw["workers"]),
+            raw["admin_port"],
+            raw["stop_seconds"],
+        )
+    except FileNotFoundError:
+        raise NoStack(
+            f"There is no stack in {layout.out}: run `vllm-stack render` or name it with --out"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise NoStack(f"{layout.stack_json} cannot be read: {error}") from None

@@ -1,0 +1,101 @@
+"""`vllm-stack wait`: show how the workers come up, and end when they are ready, or one failed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import requests
+
+from vllm_stack.commands.stack import Stack, find_stack
+from vllm_stack.errors import NoStack, StackError
+from vllm_stack.log_tail import last_lines
+from vllm_stack.worker.failure import Failure, last_failure
+
+_TICK = 1.0
+_SPEAK_EVERY = 10.0
+
+
+def wait_until_ready(
+    out: Path, timeout: float, any_worker: bool, clock: Callable[[], float] = time.monotonic
+) -> None:
+    """Return when all workers are ready (or one, with `any_worker`).
+
+    Raises `NoStack` when supervisord does not run, `StackError` when a worker failed or the time
+    (seconds) is over; the last lines of its log are shown before.
+    """
+    stack = find_stack(out)
+    begun = clock()
+    before = {name: _failure(stack, name) for name in stack.worker_names}
+    said: dict[str, str] = {}
+    spoken = 0.0
+    while True:
+        states = _states(stack)
+        elapsed = clock() - begun
+        if _enough(states, stack, any_worker):
+            click.echo(f"Ready after {elapsed:.0f} s: {', '.join(stack.worker_names)}")
+            return
+        for name in stack.worker_names:
+            failure = _failure(stack, name)
+            if failure is not None and failure != before[name]:
+                _show_log(stack, name)
+                raise StackError(
+                    f"{name} failed: vLLM {failure.how} after {failure.seconds_alive:.0f} s. "
+                    f"Its log is {stack.layout.logs / name}.log; it will be started again"
+                )
+        if elapsed > timeout:
+            raise StackError(f"Not ready after {timeout:.0f} s: {_describe(states, stack)}")
+        if _changed(states, said) or elapsed - spoken >= _SPEAK_EVERY:
+            spoken = elapsed
+            _speak(stack, states, elapsed)
+        time.sleep(_TICK)
+
+
+def _states(stack: Stack) -> dict[str, str]:
+    """Ask the proxy how each worker is; before it listens, all are merely starting."""
+    try:
+        answer = requests.get(f"http://127.0.0.1:{stack.admin_port}/workers", timeout=5)
+        workers: list[dict[str, Any]] = answer.json()["workers"]
+        return {worker["name"]: worker["state"] for worker in workers}
+    except (requests.RequestException, ValueError, KeyError):
+        pid = stack.supervisor.pid()
+        if pid is None:
+            raise NoStack(
+                f"supervisord is not running: supervisord -c {stack.layout.supervisord_conf}"
+            ) from None
+        return {}
+
+
+def _enough(states: dict[str, str], stack: Stack, any_worker: bool) -> bool:
+    ready = [states.get(name) == "ready" for name in stack.worker_names]
+    return any(ready) if any_worker else all(ready)
+
+
+def _changed(states: dict[str, str], said: dict[str, str]) -> bool:
+    changed = states != said
+    said.clear()
+    said.update(states)
+    return changed
+
+
+def _speak(stack: Stack, states: dict[str, str], elapsed: float) -> None:
+    for name in stack.worker_names:
+        ready = states.get(name) == "ready"
+        doing = "" if ready else " ".join(last_lines(stack.layout.logs / f"{name}.log", 1))
+        click.echo(f"{elapsed:4.0f} s  {name}  {'ready' if ready else 'loading'}  {doing[:100]}".rstrip())
+
+
+def _describe(states: dict[str, str], stack: Stack) -> str:
+    return ", ".join(f"{name} is {states.get(name, 'not seen yet')}" for name in stack.worker_names)
+
+
+def _failure(stack: Stack, name: str) -> Failure | None:
+    return last_failure(stack.layout.state / f"{name}.failure.json")
+
+
+def _show_log(stack: Stack, name: str) -> None:
+    for line in last_lines(stack.layout.logs / f"{name}.log", 15):
+        click.echo(f"  {name} | {line}", err=True)

@@ -1,0 +1,71 @@
+"""Rendered files, and writing them so that a reader sees all of the new ones or the old ones."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_stack.errors import OutputError
+
+PRIVATE_DIRECTORY = 0o700
+PRIVATE_FILE = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One rendered file: where it goes, its whole text, its mode."""
+
+    path: Path
+    text: str
+    mode: int = PRIVATE_FILE
+
+
+def make_directories(directories: Iterable[Path]) -> None:
+    """Make directories that only their owner may enter; raises `OutputError` naming the one that can't be."""
+    for directory in directories:
+        try:
+            directory.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+            if directory.stat().st_uid != os.geteuid():
+                raise OutputError(f"{directory} belongs to somebody else: choose another --out")
+            directory.chmod(PRIVATE_DIRECTORY)
+        except OSError as error:
+            raise OutputError(f"{directory} cannot be made: {error.strerror}") from None
+
+
+def write_files(files: Iterable[File]) -> None:
+    """Write every file beside its place first and move them in only when all of them are on disk.
+
+    Raises `OutputError`; then nothing was replaced and nothing is left beside.
+    """
+    waiting: list[tuple[Path, Path]] = []
+    target = Path()
+    try:
+        for file in files:
+            target = file.path
+            waiting.append((_write_beside(file), target))
+        while waiting:
+            temporary, target = waiting[0]
+            temporary.replace(target)
+            waiting.pop(0)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror}") from None
+    finally:
+        for temporary, _ in waiting:
+            temporary.unlink(missing_ok=True)
+
+
+def _write_beside(file: File) -> Path:
+    descriptor, name = tempfile.mkstemp(prefix=f".{file.path.name}.", dir=file.path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(file.text)
+            stream.flush()
+            os.fchmod(stream.fileno(), file.mode)
+            os.fsync(stream.fileno())
+    except BaseException:
+        os.unlink(name)
+        raise
+    return Path(name)

@@ -1,0 +1,115 @@
+"""Where everything of a stack lies below its output directory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_stack.errors import OutputError
+
+# supervisord binds its socket as PATH.PID and then links it; a unix socket path holds 107 bytes.
+_SOCKET_PATH_MAX = 107 - len(".4194304")
+# These go into supervisord.conf as they are: no character that its parser gives a meaning to.
+_PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./:,@+=-]*")
+
+
+def is_plain(path: str) -> bool:
+    """Tell whether `path` can stand in supervisord.conf as it is."""
+    return _PLAIN_PATH.fullmatch(path) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one stack. `out` is absolute and made of plain characters."""
+
+    out: Path
+
+    @classmethod
+    def at(cls, out: Path) -> Layout:
+        """Take `out` as the user gave it; raises `OutputError` for a path supervisord would misread."""
+        path = out.expanduser().absolute()
+        path = Path(os.path.normpath(path))
+        if not is_plain(str(path)):
+            raise OutputError(
+                f"--out {str(path)!r} has a character that supervisord's configuration gives a meaning "
+                "to: use letters, digits and _ . / : , @ + = - only"
+            )
+        return cls(path)
+
+    @property
+    def stack_name(self) -> str:
+        """A short name that is unique to this directory; it marks every process of the stack."""
+        digest = hashlib.sha256(str(self.out).encode()).hexdigest()[:8]
+        return f"{self.out.name or 'root'}-{digest}"
+
+    def process_title(self, name: str) -> str:
+        """What the processes of a program are called in `ps` and nvidia-smi, up to the first `::`."""
+        return f"vllm-stack:{self.stack_name}:{name}"
+
+    @property
+    def supervisord_conf(self) -> Path:
+        return self.out / "supervisord.conf"
+
+    @property
+    def gunicorn_conf(self) -> Path:
+        return self.out / "gunicorn.conf.py"
+
+    @property
+    def stack_json(self) -> Path:
+        return self.out / "stack.json"
+
+    @property
+    def proxy_json(self) -> Path:
+        return self.out / "proxy.json"
+
+    def worker_json(self, name: str) -> Path:
+        return self.out / f"{name}.json"
+
+    @property
+    def secrets(self) -> Path:
+        return self.out / "secrets"
+
+    @property
+    def internal_key(self) -> Path:
+        return self.secrets / "internal-key"
+
+    @property
+    def client_keys(self) -> Path:
+        return self.secrets / "client-keys.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.out / "logs"
+
+    @property
+    def run(self) -> Path:
+        return self.out / "run"
+
+    @property
+    def state(self) -> Path:
+        """Records that outlive a process: the last failure, the last life, the options in force."""
+        return self.run / "state"
+
+    def box(self, name: str) -> Path:
+        """The private working directory of a program; nothing else has a reason to be in there."""
+        return self.run / name
+
+    @property
+    def pidfile(self) -> Path:
+        return self.run / "supervisord.pid"
+
+    @property
+    def socket(self) -> Path:
+        """supervisord's control socket, in the temporary directory if the path here is too long."""
+        here = self.run / "supervisor.sock"
+        if len(os.fsencode(here)) <= _SOCKET_PATH_MAX:
+            return here
+        return Path(f"/tmp/vllm-stack-{os.getuid()}-{self.stack_name[-8:]}/supervisor.sock")  # noqa: S108
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Every directory a stack needs before it starts, parents first; all of them 0700."""
+        return (self.out, self.secrets, self.logs, self.run, self.state, self.socket.parent)

@@ -1,0 +1,148 @@
+"""Processes that an earlier life of a program left behind, and their end.
+
+A SIGKILLed vLLM API server leaves EngineCore and its workers alive with the GPU's memory
+(vllm#55510). They cannot be found by their environment alone: setproctitle writes over it. What
+still tells them after any kill is their title (VLLM_PROCESS_NAME_PREFIX), the private working
+directory they were started in, and, for those that left both, the environment or the process
+group of the life that started them. Nothing is ever found by a bare name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from vllm_stack.program import boot_id
+
+MARKER = "VLLM_STACK_PROGRAM"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the processes of one program have in common."""
+
+    title: str
+    box: Path
+    life: Path
+
+    def record_life(self) -> None:
+        """Note this process as the leader of the group its descendants will be in.
+
+        supervisord makes every program a group leader; run by hand it may be a guest in another's.
+        """
+        me = psutil.Process()
+        if os.getpgid(0) != me.pid:
+            self.life.unlink(missing_ok=True)
+            return
+        record = {"boot": boot_id(), "group": me.pid, "started": me.create_time()}
+        temporary = self.life.with_suffix(".new")
+        temporary.write_text(json.dumps(record), "utf-8")
+        temporary.replace(self.life)
+
+    def last_group(self) -> tuple[int, float] | None:
+        """Give the process group of the last life and when it began, if it was in this boot."""
+        try:
+            record = json.loads(self.life.read_text("utf-8"))
+            if record["boot"] == boot_id():
+                return int(record["group"]), float(record["started"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+
+def find_leftovers(identity: Identity) -> list[psutil.Process]:
+    """Find the program's processes that are not this process or one it descends from."""
+    me = psutil.Process()
+    spared = {me.pid, *(parent.pid for parent in me.parents())}
+    group = identity.last_group()
+    return [
+        process
+        for process in _own_processes()
+        if process.pid not in spared and _belongs(process, identity, group)
+    ]
+
+
+def sweep(identity: Identity, say: Callable[[str], None], timeout: float = 10.0) -> bool:
+    """Kill the leftovers of earlier lives and wait until they are gone; False if some stay."""
+    deadline = time.monotonic() + timeout
+    told: set[int] = set()
+    while leftovers := find_leftovers(identity):
+        for process in leftovers:
+            if process.pid not in told:
+                told.add(process.pid)
+                say(f"killing process {process.pid} ({_describe(process)}), left behind by an earlier life")
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        _, alive = psutil.wait_procs(leftovers, timeout=min(1.0, timeout))
+        if alive and time.monotonic() > deadline:
+            pids = ", ".join(str(process.pid) for process in alive)
+            say(f"process {pids} does not die after SIGKILL; the kernel holds it")
+            return False
+    return True
+
+
+def _own_processes() -> Iterator[psutil.Process]:
+    uid = os.getuid()
+    for process in psutil.process_iter():
+        try:
+            if process.uids().real == uid and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+        except psutil.Error:
+            continue
+
+
+def _belongs(process: psutil.Process, identity: Identity, group: tuple[int, float] | None) -> bool:
+    try:
+        if _is_login_shell(process):
+            return False
+        return (
+            _has_title(process, identity.title)
+            or _is_inside(process, identity.box)
+            or process.environ().get(MARKER) == identity.title
+            or (group is not None and _is_of_group(process, *group))
+        )
+    except psutil.Error:
+        return False
+
+
+def _has_title(process: psutil.Process, title: str) -> bool:
+    words = process.cmdline()
+    return bool(words) and (words[0] == title or words[0].startswith(f"{title}::"))
+
+
+def _is_inside(process: psutil.Process, box: Path) -> bool:
+    directory = process.cwd().removesuffix(" (deleted)")
+    return directory == str(box) or directory.startswith(f"{box}/")
+
+
+def _is_of_group(process: psutil.Process, group: int, started: float) -> bool:
+    """Tell whether `process` is a member of a group whose leader began at `started` and is gone.
+
+    A living leader that began at another time means that the number was used again.
+    """
+    if os.getpgid(process.pid) != group or process.create_time() < started - 1:
+        return False
+    try:
+        return abs(psutil.Process(group).create_time() - started) < 1
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _is_login_shell(process: psutil.Process) -> bool:
+    """Spare a person's shell that stands in the directory: a session leader with a terminal."""
+    return os.getsid(process.pid) == process.pid and process.terminal() is not None
+
+
+def _describe(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())[:80] or process.name()
+    except psutil.Error:
+        return "gone"

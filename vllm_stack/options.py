@@ -1,0 +1,54 @@
+"""What the user asked for: one frozen value, built once from flags, environment and defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Device = Literal["auto", "cuda", "cpu"]
+Policy = Literal["least-loaded", "round-robin", "random"]
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options of `vllm-stack render`; times are seconds, sizes bytes."""
+
+    model: str
+    out: Path = Path("out")
+    workers: int = 1
+    tensor_parallel_size: int = 1
+    revision: str | None = None
+    device: Device = "auto"
+    gpus: tuple[str, ...] | None = None
+    base_port: int = 5001
+    host: str | None = None
+    port: int = 8000
+    admin_port: int = 9000
+    api_keys: tuple[str, ...] = ()
+    policy: Policy = "least-loaded"
+    proxy_processes: int = 1
+    open_routes: tuple[str, ...] = ()
+    max_body: int = 64 * MIB
+    response_timeout: float = 900.0
+    restart_delay: float = 30.0
+    drain_timeout: float = 15.0
+    vllm_command: str = "vllm"
+    vllm_args: tuple[str, ...] = ()
+
+    @property
+    def gpus_needed(self) -> int:
+        return self.workers * self.tensor_parallel_size
+
+    @property
+    def worker_ports(self) -> tuple[int, ...]:
+        return tuple(range(self.base_port, self.base_port + self.workers))
+
+    @property
+    def door_host(self) -> str:
+        """The public door's address: without a key it opens on loopback unless a host was named."""
+        if self.host is not None:
+            return self.host
+        return "0.0.0.0" if self.api_keys else "127.0.0.1"  # noqa: S104 - a door that asks for a key

@@ -1,0 +1,106 @@
+"""What the user passes on to vLLM after `--`: what we set ourselves is refused, paths made absolute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vllm_stack.errors import UsageError
+
+# vLLM's option -> what the user should say instead.
+_OURS = {
+    "--model": "give the model as MODEL",
+    "--port": "use --base-port",
+    "--host": "workers listen on loopback only; --host of vllm-stack is the public door's",
+    "--uds": "workers listen on loopback ports",
+    "--api-key": "use --api-key or --api-key-file of vllm-stack; workers get a key of their own",
+    "--revision": "use --revision of vllm-stack",
+    "--tensor-parallel-size": "use --tensor-parallel-size of vllm-stack, which also counts the GPUs",
+    "--pipeline-parallel-size": "each worker is one slice of tensor-parallel GPUs",
+    "--data-parallel-size": "use --workers: every worker is an engine of its own",
+    "--device-ids": "use --gpus: workers are pinned through CUDA_VISIBLE_DEVICES",
+    "--shutdown-timeout": "use --drain-timeout",
+}
+_SHORT = {
+    "-tp": "--tensor-parallel-size",
+    "-pp": "--pipeline-parallel-size",
+    "-dp": "--data-parallel-size",
+}
+# Options of vLLM 0.32 whose value is, or may be, a file or directory.
+_PATH_OPTIONS = frozenset(
+    {
+        "--allowed-local-media-path",
+        "--chat-template",
+        "--config",
+        "--download-dir",
+        "--generation-config",
+        "--hf-config-path",
+        "--hf-overrides",
+        "--log-config-file",
+        "--lora-modules",
+        "--ssl-ca-certs",
+        "--ssl-certfile",
+        "--ssl-keyfile",
+        "--tokenizer",
+        "--tool-parser-plugin",
+        "--reasoning-parser-plugin",
+    }
+)
+
+
+def accept(
+    args: tuple[str, ...], exists: Callable[[Path], bool] = Path.exists, cwd: Path | None = None
+) -> tuple[str, ...]:
+    """Check the arguments after `--` and make the paths among them absolute.
+
+    Raises `UsageError` for an option that vllm-stack sets itself, naming what to use instead.
+    """
+    here = cwd or Path.cwd()
+    accepted: list[str] = []
+    option = ""
+    for arg in args:
+        if "\0" in arg:
+            raise UsageError(f"{arg!r} after `--` has a NUL byte, which no argument can carry")
+        if arg.startswith("-") and not _is_number(arg):
+            option, equals, value = arg.partition("=")
+            option = _canonical(option)
+            if option in _OURS:
+                raise UsageError(f"{arg!r} after `--` is set by vllm-stack: {_OURS[option]}")
+            if equals:
+                arg = f"{arg.partition('=')[0]}={_absolute(option, value, here, exists)}"
+        else:
+            arg = _absolute(option, arg, here, exists)
+        accepted.append(arg)
+    return tuple(accepted)
+
+
+def has_option(args: tuple[str, ...], name: str) -> bool:
+    """Tell whether the user set vLLM's option `name` (`--dashes`) themselves."""
+    return any(_canonical(arg.partition("=")[0]) == name for arg in args if arg.startswith("-"))
+
+
+def _canonical(option: str) -> str:
+    """Spell an option as vLLM's parser does, which takes underscores for dashes."""
+    if option.startswith("--"):
+        return "--" + option[2:].replace("_", "-")
+    return _SHORT.get(option, option)
+
+
+def _is_number(arg: str) -> bool:
+    try:
+        float(arg)
+    except ValueError:
+        return False
+    return True
+
+
+def _absolute(option: str, value: str, here: Path, exists: Callable[[Path], bool]) -> str:
+    """Make a relative path absolute: workers run in directories of their own."""
+    name, equals, path = value.partition("=") if option == "--lora-modules" else ("", "", value)
+    if not path or path.startswith(("/", "{", "[")):
+        return value
+    marked = path.startswith(("./", "../", "~/")) or path in (".", "..")
+    if not marked and option not in _PATH_OPTIONS:
+        return value
+    target = here / Path(path).expanduser()
+    return f"{name}{equals}{target.absolute()}" if marked or exists(target) else value

@@ -1,0 +1,250 @@
+"""Options and inventory become one plan: every decision is made here, once, and purely.
+
+Nothing below starts a process, reads a file or a clock. Derived numbers live in `Timings` with
+their reasons; the templates repeat the reasons as comments.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vllm_stack.cpu_share import cpu_arguments, cpu_environment, split_cores
+from vllm_stack.errors import InsufficientGpus, UsageError
+from vllm_stack.gpus import MASK, visible_tokens
+from vllm_stack.inventory import Inventory
+from vllm_stack.layout import Layout
+from vllm_stack.model import check_heads
+from vllm_stack.options import Options
+from vllm_stack.passthrough import accept
+from vllm_stack.ports import PortUse, check_overlap
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Waits in seconds, each derived from what the user set and from what vLLM and gunicorn need."""
+
+    restart_delay: float
+    drain_timeout: float
+
+    @property
+    def start_seconds(self) -> int:
+        """supervisord's startsecs: as long as the delay, so a waiting worker is STARTING, not RUNNING."""
+        return max(1, math.ceil(self.restart_delay))
+
+    @property
+    def stop_grace(self) -> float:
+        """From TERM to KILL for a vLLM server.
+
+        Its drain, then 5 s for the engine manager and 5 s for its workers
+        (VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS), then 5 s of slack.
+        """
+        return self.drain_timeout + 15
+
+    @property
+    def worker_stop_wait(self) -> int:
+        """supervisord's stopwaitsecs for a worker: the wrapper must always be the first to kill."""
+        return math.ceil(self.stop_grace + 15)
+
+    @property
+    def proxy_stop_wait(self) -> int:
+        """supervisord's stopwaitsecs for the proxy: gunicorn's graceful_timeout and a little more."""
+        return math.ceil(self.drain_timeout + 5)
+
+    @property
+    def worker_keep_alive(self) -> int:
+        """How long a worker keeps an idle connection (VLLM_HTTP_TIMEOUT_KEEP_ALIVE, default 5)."""
+        return 75
+
+    @property
+    def pool_idle(self) -> int:
+        """How long the proxy keeps one: shorter, so that it is never the worker who hangs up first."""
+        return 60
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """One `vllm serve`: its place on the machine and what it is started with."""
+
+    name: str
+    port: int
+    gpus: tuple[str, ...]
+    cores: tuple[int, ...]
+    argv: tuple[str, ...]
+    env: dict[str, str] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole stack, decided; rendering it needs nothing else."""
+
+    layout: Layout
+    options: Options
+    timings: Timings
+    workers: tuple[WorkerPlan, ...]
+    device: str
+    host: str
+    python: Path
+    root: bool
+    vllm_version: str | None
+    notes: tuple[str, ...]
+
+    @property
+    def open_to_all(self) -> bool:
+        """Any key is accepted, because none was configured."""
+        return not self.options.api_keys
+
+    @property
+    def door_address(self) -> str:
+        """The public door as gunicorn binds it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.options.port}"
+
+    @property
+    def port_uses(self) -> tuple[PortUse, ...]:
+        return port_uses(self.options)
+
+
+def make_plan(options: Options, inventory: Inventory) -> Plan:
+    """Decide the whole stack.
+
+    Raises `InsufficientGpus`, `ModelError`, `PortError`, `OutputError` or `UsageError` with one
+    sentence that names the value and the way out.
+    """
+    layout = Layout.at(options.out)
+    check_overlap(port_uses(options))
+    check_heads(inventory.model, options.tensor_parallel_size)
+    device = "cpu" if options.device == "cpu" else "cuda"
+    slices = _gpu_slices(options, inventory) if device == "cuda" else [()] * options.workers
+    cores = split_cores(inventory.cores, options.workers) if device == "cpu" else [()] * options.workers
+    timings = Timings(options.restart_delay, options.drain_timeout)
+    args = accept(options.vllm_args)
+    return Plan(
+        layout=layout,
+        options=options,
+        timings=timings,
+        workers=tuple(
+            WorkerPlan(
+                name=(name := f"worker-{index}"),
+                port=port,
+                gpus=slices[index],
+                cores=cores[index],
+                argv=_argv(options, inventory, timings, port, device, args),
+                env=_environment(options, inventory, timings, layout, name, cores[index]),
+            )
+            for index, port in enumerate(options.worker_ports)
+        ),
+        device=device,
+        host=options.door_host,
+        python=inventory.python,
+        root=inventory.root,
+        vllm_version=inventory.vllm.version,
+        notes=tuple(_notes(options, inventory, device)),
+    )
+
+
+def port_uses(options: Options) -> tuple[PortUse, ...]:
+    """Name every port of the stack with its owner and the option that moves it."""
+    workers = (
+        PortUse(port, LOOPBACK, f"worker-{index}", "--base-port")
+        for index, port in enumerate(options.worker_ports)
+    )
+    return (
+        PortUse(options.port, options.door_host, "the proxy", "--port"),
+        PortUse(options.admin_port, LOOPBACK, "the admin door", "--admin-port"),
+        *workers,
+    )
+
+
+def _argv(
+    options: Options,
+    inventory: Inventory,
+    timings: Timings,
+    port: int,
+    device: str,
+    args: tuple[str, ...],
+) -> tuple[str, ...]:
+    argv = [*inventory.vllm.argv, "serve", inventory.model.name, "--host", LOOPBACK, "--port", str(port)]
+    argv += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
+    if options.revision:
+        argv += ["--revision", options.revision]
+    # 0 would abort what is in flight at the first TERM; the engine drains instead.
+    argv += ["--shutdown-timeout", str(math.ceil(timings.drain_timeout))]
+    # /load is the only honest count of requests in flight when an engine hangs. Access logs go
+    # through supervisord's one reader thread: a slow disk there would stall the server.
+    argv += ["--enable-server-load-tracking", "--disable-uvicorn-access-log"]
+    if device == "cpu":
+        argv += cpu_arguments(options.workers, args)
+    return (*argv, *args)
+
+
+def _environment(
+    options: Options,
+    inventory: Inventory,
+    timings: Timings,
+    layout: Layout,
+    name: str,
+    cores: tuple[int, ...],
+) -> dict[str, str]:
+    env = {
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(timings.worker_keep_alive),
+        "VLLM_PROCESS_NAME_PREFIX": layout.process_title(name),
+    }
+    if cores:
+        env |= cpu_environment(cores, inventory.memory_total, options.workers)
+    return env
+
+
+def _gpu_slices(options: Options, inventory: Inventory) -> list[tuple[str, ...]]:
+    tokens = options.gpus or visible_tokens(inventory.gpu_mask, inventory.gpus.gpus)
+    size = options.tensor_parallel_size
+    if len(tokens) < options.gpus_needed:
+        raise InsufficientGpus(
+            f"Insufficient GPUs: Required {options.gpus_needed}, but only {len(tokens)} are available. "
+            "Please adjust '--tensor-parallel-size' or '--workers'" + _why_so_few(options, inventory)
+        )
+    if size > 1 and any(token.startswith("MIG-") for token in tokens):
+        raise UsageError(
+            f"--tensor-parallel-size {size} cannot use MIG devices: CUDA gives a process one of them"
+        )
+    return [tokens[start : start + size] for start in range(0, options.gpus_needed, size)]
+
+
+def _why_so_few(options: Options, inventory: Inventory) -> str:
+    if options.gpus is not None:
+        return f" (--gpus {','.join(options.gpus)})"
+    if inventory.gpus.trouble:
+        return (
+            f" ({inventory.gpus.trouble}; '--device cpu' runs vLLM's CPU build, "
+            "'--gpus 0,1' names GPUs without asking the driver)"
+        )
+    if inventory.gpu_mask is not None:
+        return f" ({MASK}={inventory.gpu_mask!r} is respected; the box has {len(inventory.gpus.gpus)})"
+    return ""
+
+
+def _notes(options: Options, inventory: Inventory, device: str) -> list[str]:
+    """Say what a user should know before starting, and nothing they need not."""
+    notes = []
+    if not options.api_keys:
+        where = (
+            "the door opens on loopback only (--api-key-file FILE opens it to the network)"
+            if options.host is None
+            else f"and it opens on {options.host}: anyone who reaches it can use the model"
+        )
+        notes.append(f"No API key: any key is accepted; {where}")
+    if inventory.model.attention_heads is None and options.tensor_parallel_size > 1:
+        notes.append(
+            f"{inventory.model.name} is not on this machine: whether its attention heads divide by "
+            f"{options.tensor_parallel_size} is left to vLLM"
+        )
+    if device == "cpu" and options.workers > len(inventory.cores):
+        notes.append(
+            f"{options.workers} workers share {len(inventory.cores)} CPU cores: expect them to be slow"
+        )
+    if inventory.vllm.version is None:
+        notes.append(f"The version of {inventory.vllm.argv[0]} could not be read")
+    return notes

@@ -1,0 +1,89 @@
+"""The ports of a stack: no two parts on one, and none that somebody else listens on."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from vllm_stack.errors import PortError
+
+HIGHEST = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class PortUse:
+    """One port, the address it is bound on, and the option that moves it."""
+
+    port: int
+    host: str
+    owner: str
+    option: str
+
+
+def check_overlap(uses: Iterable[PortUse]) -> None:
+    """Raise `PortError` when two parts share a port, or one lies outside 1..65535."""
+    seen: dict[int, PortUse] = {}
+    for use in uses:
+        if not 1 <= use.port <= HIGHEST:
+            raise PortError(
+                f"{use.owner} would get port {use.port}, outside 1..{HIGHEST}: lower {use.option}"
+            )
+        other = seen.setdefault(use.port, use)
+        if other is not use:
+            raise PortError(
+                f"Port {use.port} was given to {other.owner} and to {use.owner}: "
+                f"change {other.option} or {use.option}"
+            )
+
+
+def check_free(uses: Iterable[PortUse], is_free: Callable[[str, int], bool] | None = None) -> None:
+    """Raise `PortError` for the first port that cannot be bound now."""
+    free = is_free or can_bind
+    for use in uses:
+        if not free(use.host, use.port):
+            owner = _listener(use.port)
+            raise PortError(
+                f"Port {use.port}, wanted for {use.owner}, is in use{owner}: "
+                f"stop what holds it or change {use.option}"
+            )
+
+
+def can_bind(host: str, port: int) -> bool:
+    """Tell whether `host:port` can be bound; raises `PortError` for an address not of this machine."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As servers do: a port in TIME_WAIT is free. SO_REUSEPORT is left out on purpose: with it
+        # two stacks would share a port without a word.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError as error:
+            raise PortError(f"Port {port} cannot be opened by this user: {error.strerror}") from None
+        except socket.gaierror as error:
+            raise PortError(f"--host {host!r} is not an address: {error.strerror}") from None
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise PortError(f"{host}:{port} cannot be opened: {error.strerror}") from None
+    return True
+
+
+def _listener(port: int) -> str:
+    """Name the process that listens on `port`, where the system lets us see it."""
+    import psutil
+
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.Error:
+        return ""
+    for connection in connections:
+        if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
+            continue
+        if connection.laddr.port == port:
+            try:
+                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
+            except psutil.Error:
+                return f" by process {connection.pid}"
+    return ""

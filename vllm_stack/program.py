@@ -1,0 +1,87 @@
+"""What every program under supervisord does before it starts anything of its own.
+
+Signals are blocked first and taken one at a time with sigtimedwait: there is no handler that
+could run between two statements, and a stop is honoured in every phase. (design note: supervisord
+4.3 can lose a SIGTERM that it sends within milliseconds of the fork, `supervisor/process.py`,
+because the child still runs supervisord's own handlers; so a program also asks whether it is
+being stopped.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import xmlrpc.client
+from pathlib import Path
+
+from vllm_stack.supervisor_rpc import SHUTDOWN_STATE, STOPPING, Supervisor
+
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
+_TAKEN = STOP_SIGNALS | {signal.SIGHUP, signal.SIGCHLD}
+# linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def block_signals() -> None:
+    """Hold back the signals a program acts on until it asks for them with `take_signal`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TAKEN)
+
+
+def unblock_signals() -> None:
+    """Let signals act by themselves again; for a child, or before an exec."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _TAKEN)
+
+
+def take_signal(timeout: float) -> int | None:
+    """Wait up to `timeout` seconds for one blocked signal and give its number."""
+    info = signal.sigtimedwait(_TAKEN, max(0.0, timeout))
+    return info.si_signo if info else None
+
+
+def die_with_parent(signum: int) -> None:
+    """Ask the kernel to send `signum` to this process when its parent ends (prctl(2))."""
+    _prctl(_PR_SET_PDEATHSIG, signum)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every orphaned descendant, also of those that left the process group."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option})")
+
+
+def is_being_stopped(environ: dict[str, str]) -> bool:
+    """Ask supervisord whether this program was told to stop, or supervisord itself is going.
+
+    A supervisord that answers nothing in time counts as alive: then its signal will arrive. One
+    whose socket is gone is dead. Outside supervisord the answer is no.
+    """
+    url = environ.get("SUPERVISOR_SERVER_URL", "")
+    if not url.startswith("unix://"):
+        return False
+    name = f"{environ.get('SUPERVISOR_GROUP_NAME')}:{environ.get('SUPERVISOR_PROCESS_NAME')}"
+    try:
+        info = Supervisor(Path(url.removeprefix("unix://"))).call("getProcessInfo", name)
+    except xmlrpc.client.Fault as fault:
+        return fault.faultCode == SHUTDOWN_STATE
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    except OSError:
+        return False
+    return bool(info["state"] == STOPPING)
+
+
+def boot_id() -> str:
+    """Name the running boot: what was recorded under another one is over."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def parent_is_gone(parent: int) -> bool:
+    """Tell, after `die_with_parent`, whether the parent had ended before the kernel was asked."""
+    return os.getppid() != parent

@@ -1,0 +1,62 @@
+"""Become the proxy under supervisord: `python -m vllm_stack.proxy proxy.json gunicorn.conf.py`.
+
+This process makes sure that it may start and that no earlier proxy holds the port, then turns
+into gunicorn's master: one process, and nothing in between to pass signals through.
+"""
+
+from __future__ import annotations
+
+# Before any other import: a stop that comes from here on waits until it can be heeded.
+from vllm_stack.program import block_signals, die_with_parent, is_being_stopped, take_signal, unblock_signals
+
+block_signals()
+
+import json  # noqa: E402
+import os  # noqa: E402
+import signal  # noqa: E402
+import sys  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from vllm_stack.in_force import VARIABLE, options_in_force  # noqa: E402
+from vllm_stack.layout import Layout  # noqa: E402
+from vllm_stack.leftovers import MARKER, Identity, sweep  # noqa: E402
+from vllm_stack.program import STOP_SIGNALS  # noqa: E402
+from vllm_stack.proxy.hooks import SETTINGS_VARIABLE  # noqa: E402
+
+
+def main(argv: list[str]) -> int:
+    """Exec gunicorn; gives an exit code only when that is not to be."""
+    # supervisord killed hard means a graceful stop for gunicorn; the setting survives the exec.
+    die_with_parent(signal.SIGTERM)
+    environ = dict(os.environ)
+    if is_being_stopped(environ) or take_signal(0) in STOP_SIGNALS:
+        return 0
+    try:
+        layout = Layout(Path(argv[1]).parent)
+        rendered = [Path(argv[1]), Path(argv[2])]
+        settings, config = options_in_force(rendered, layout.state, "proxy", environ.get(VARIABLE))
+        raw = json.loads(settings.read_text("utf-8"))
+        identity = Identity(raw["title"], Path(raw["box"]), layout.state / "proxy.life.json")
+        sweep(identity, _say)
+        identity.record_life()
+        os.chdir(raw["box"])
+    except (IndexError, OSError, ValueError, KeyError) as error:
+        _say(f"cannot start: {error!r}")
+        return 1
+    if take_signal(0) in STOP_SIGNALS:
+        return 0
+    environ |= {SETTINGS_VARIABLE: str(settings), MARKER: raw["title"]}
+    unblock_signals()
+    os.execve(  # noqa: S606 - the one program we are here to become
+        sys.executable,
+        [sys.executable, "-P", "-m", "gunicorn", "--config", str(config)],
+        environ,
+    )
+
+
+def _say(text: str) -> None:
+    print(f"vllm-stack proxy: {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

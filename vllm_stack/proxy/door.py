@@ -1,0 +1,68 @@
+"""The public door of one proxy process: what all its connections share."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import gevent
+
+from vllm_stack.proxy import health
+from vllm_stack.proxy.auth import check_key
+from vllm_stack.proxy.backends import Backends
+from vllm_stack.proxy.refusal import Refusal
+from vllm_stack.proxy.request import Request
+from vllm_stack.proxy.routes import HEALTH, LIVENESS, is_closed
+from vllm_stack.proxy.scoreboard import Row, Scoreboard
+from vllm_stack.proxy.settings import ProxySettings
+
+if TYPE_CHECKING:
+    from vllm_stack.proxy.client import Client
+
+
+class Door:
+    """Settings, workers and counters; `closing` turns true at shutdown."""
+
+    def __init__(self, settings: ProxySettings, board: Scoreboard, row: Row) -> None:
+        self.settings = settings
+        self.board = board
+        self.row = row
+        self.backends = Backends(settings, board, row)
+        self.log = logging.getLogger("gunicorn.error")
+        self.closing = False
+        self.idle: set[Client] = set()
+        self._opened = frozenset(route.encode() for route in settings.open_routes)
+        self._watches: Iterable[gevent.Greenlet[..., None]] = ()
+
+    def open(self) -> None:
+        """Start watching the workers."""
+        self._watches = [gevent.spawn(health.watch, backend) for backend in self.backends.all]
+
+    def close(self) -> None:
+        """Hang up on idle clients; every connection in use closes after its answer."""
+        self.closing = True
+        for client in list(self.idle):
+            client.close_if_idle()
+
+    def admit(self, request: Request) -> tuple[int, bytes] | None:
+        """Decide on a request by its head: an answer of our own, or None to take it to a worker.
+
+        Raises `Refusal` for a missing or wrong key and for a closed route.
+        """
+        if request.method in (b"GET", b"HEAD"):
+            if request.path in HEALTH:
+                return self._health()
+            if request.path == LIVENESS:
+                return 200, b'{"status":"alive"}'
+        check_key(request, self.settings.client_keys)
+        if is_closed(request.path, self._opened):
+            raise Refusal(404, "not_found", "There is no such route here")
+        return None
+
+    def _health(self) -> tuple[int, bytes]:
+        """Ready means that at least one worker answers; the body tells no topology."""
+        if self.backends.any_ready():
+            return 200, b'{"status":"ready"}'
+        return 503, json.dumps({"status": "no worker is ready"}).encode()

@@ -1,0 +1,77 @@
+"""What can go wrong between the proxy and a worker, and the one place where it becomes a status."""
+
+from __future__ import annotations
+
+from vllm_stack.openai import SERVER_ERROR
+from vllm_stack.proxy.refusal import Refusal
+
+
+class UpstreamFailure(Exception):
+    """A worker did not give an answer that can be passed on."""
+
+    # May the request be sent to another worker, whatever its route?
+    unsent = False
+
+
+class ConnectFailed(UpstreamFailure):
+    """Nothing was sent: the worker does not listen (it is loading, or gone)."""
+
+    unsent = True
+
+
+class StaleConnection(UpstreamFailure):
+    """A connection kept from an earlier request ended before a byte of the answer."""
+
+
+class Broken(UpstreamFailure):
+    """A fresh connection ended after the request was sent, before a whole answer was there."""
+
+
+class Aborted(UpstreamFailure):
+    """The worker answered `finish_reason: "abort"`, which no client had asked for (vllm#57082)."""
+
+
+class BadAnswer(UpstreamFailure):
+    """The worker's answer is not HTTP that can be passed on."""
+
+
+class Silent(UpstreamFailure):
+    """The worker said nothing for longer than the response timeout."""
+
+
+class ClientGone(Exception):
+    """The client hung up: nobody is left to answer."""
+
+
+_RETRY_SOON = (("retry-after", "5"),)
+
+
+def may_retry(failure: UpstreamFailure, resent: bool, inference: bool) -> bool:
+    """Decide whether a request may go to another worker.
+
+    What was never sent may always. What was sent may once: on inference routes, or where a kept
+    connection had died under it. One re-send in all, so that a request that kills its worker can
+    take down two at most.
+    """
+    if failure.unsent:
+        return True
+    if resent:
+        return False
+    return isinstance(failure, StaleConnection) or (inference and isinstance(failure, Broken | Aborted))
+
+
+def refusal_for(failure: UpstreamFailure | None, resent: bool) -> Refusal:
+    """Give the answer the client gets for a failure; None means that no worker was ready."""
+    if failure is None or isinstance(failure, ConnectFailed):
+        return Refusal(
+            503,
+            "no_healthy_worker",
+            "No worker is ready to answer; they may be loading the model",
+            kind=SERVER_ERROR,
+            headers=_RETRY_SOON,
+        )
+    if isinstance(failure, Silent):
+        return Refusal(504, "upstream_timeout", "The worker did not answer in time", kind=SERVER_ERROR)
+    # Two workers broke on this one: a client that tries again would only break more.
+    headers = (("x-should-retry", "false"),) if resent else ()
+    return Refusal(502, "upstream_error", failure.args[0], kind=SERVER_ERROR, headers=headers)

@@ -1,0 +1,65 @@
+"""gunicorn's server hooks: what the master and its processes do around a fork."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+from pathlib import Path
+from typing import Any
+
+from vllm_stack.program import die_with_parent
+from vllm_stack.proxy.scoreboard import Scoreboard
+from vllm_stack.proxy.settings import ProxySettings, read_settings
+
+SETTINGS_VARIABLE = "VLLM_STACK_PROXY_JSON"
+
+_shared: tuple[ProxySettings, Scoreboard] | None = None
+_arbiter: Any = None
+
+
+def shared() -> tuple[ProxySettings, Scoreboard]:
+    """Give what the master made before it forked."""
+    assert _shared is not None, "on_starting runs before any process is forked"  # noqa: S101
+    return _shared
+
+
+def on_starting(arbiter: Any) -> None:
+    """Read the settings once, and make the memory all processes will share."""
+    global _shared
+    settings = read_settings(Path(os.environ[SETTINGS_VARIABLE]))
+    _shared = settings, Scoreboard(settings.processes, len(settings.workers))
+
+
+def pre_fork(arbiter: Any, worker: Any) -> None:
+    """Reserve a row of the scoreboard for the process about to be forked."""
+    worker.scoreboard_row = shared()[1].take_row()
+
+
+def child_exit(arbiter: Any, worker: Any) -> None:
+    """Clear the row of a process that has ended, however it ended."""
+    shared()[1].give_back(worker.scoreboard_row)
+
+
+def post_fork(arbiter: Any, worker: Any) -> None:
+    """Tie the new process to its master: no listener may outlive it."""
+    global _arbiter
+    _arbiter = arbiter
+    die_with_parent(signal.SIGTERM)
+    if os.getppid() != worker.ppid:
+        os._exit(1)
+
+
+def post_worker_init(worker: Any) -> None:
+    """Heed a stop that came while the process still had its master's signal handlers.
+
+    They only queue the signal, in a queue that nobody reads in the child (benoitc/gunicorn#1910);
+    the process would then be killed at the end of the graceful timeout.
+    """
+    while True:
+        try:
+            signum = _arbiter.SIG_QUEUE.get_nowait()
+        except queue.Empty:
+            return
+        if signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            worker.alive = False

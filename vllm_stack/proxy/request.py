@@ -1,0 +1,273 @@
+"""Reading requests: llhttp's strict parser, and the rules it leaves to us.
+
+llhttp refuses bad syntax, Content-Length beside Transfer-Encoding, and a second Content-Length.
+Left to us are the ones below `_check_head`, all sizes, and what to do with an Upgrade. Several
+requests may arrive in one read (pipelining): they queue up in order.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections import deque
+from functools import cached_property
+from urllib.parse import unquote_to_bytes
+
+import httptools
+
+from vllm_stack.proxy.refusal import Refusal
+
+MAX_TARGET = 4094
+MAX_HEADERS = 100
+MAX_HEADER = 8190
+MAX_HEAD = 65536
+MAX_ID = 128
+METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS"})
+_BAD_IN_PATH = (b"//", b"\\", b"\0")
+_BROKEN_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_FRAMING_HEADERS = frozenset({b"transfer-encoding", b"content-length"})
+
+
+class Request:
+    """One request, growing as it arrives: the head first, then `complete` with its body."""
+
+    def __init__(self) -> None:
+        self.method = b""
+        self.target = b""
+        self.path = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.http_1_1 = True
+        self.keep_alive = True
+        self.expects_continue = False
+        self.chunks: list[bytes] = []
+        self.body_size = 0
+        self.complete = False
+
+    def values(self, name: bytes) -> list[bytes]:
+        """Give the values of a header, by its lower-case name, in the order they came."""
+        return [value for header, value in self.headers if header.lower() == name]
+
+    @cached_property
+    def id(self) -> bytes:
+        """Name this request: as the client did in `x-request-id` if that is a plain word, else anew."""
+        given = self.values(b"x-request-id")
+        if len(given) == 1 and 0 < len(given[0]) <= MAX_ID and given[0].translate(None, b"-_.:").isalnum():
+            return given[0]
+        return secrets.token_hex(16).encode()
+
+    def body(self) -> bytes:
+        if len(self.chunks) > 1:
+            self.chunks = [b"".join(self.chunks)]
+        return self.chunks[0] if self.chunks else b""
+
+
+class RequestParser:
+    """Turns a client's bytes into requests. After a `Refusal` the connection cannot go on."""
+
+    def __init__(self, max_body: int) -> None:
+        self._max_body = max_body
+        self._parser = httptools.HttpRequestParser(self)
+        self._current: Request | None = None
+        self._in_head = True
+        self._head_bytes = 0
+        self._body_bytes = 0
+        self._refusal: Refusal | None = None
+        self._resuming = False
+        self.requests: deque[Request] = deque()
+
+    @property
+    def started(self) -> bool:
+        """Some bytes of a request have come that is not complete yet."""
+        return self._head_bytes > 0 or (self._current is not None and not self._current.complete)
+
+    def feed(self, data: bytes) -> None:
+        """Take the client's next bytes; raises `Refusal` for what cannot be accepted."""
+        if self._in_head:
+            self._head_bytes += len(data)
+        else:
+            self._body_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._resume_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            raise self._refusal or _syntax_refusal(error) from None
+        if self._in_head and self._head_bytes > MAX_HEAD:
+            raise Refusal(431, "headers_too_large", f"Request headers exceed {MAX_HEAD} bytes", close=True)
+        if not self._in_head:
+            self._check_overhead()
+
+    def _check_overhead(self) -> None:
+        """Refuse a body that is mostly chunk sizes, extensions or trailers (one-byte chunks take 6:1)."""
+        body_size = self._require_current().body_size
+        if self._body_bytes > MAX_HEAD + 8 * body_size:
+            raise self._too_large()
+
+    def _resume_without_upgrade(self, rest: bytes) -> None:
+        """Go on after a head with `Upgrade`, which llhttp takes for the end of HTTP.
+
+        RFC 9110 section 7.8: a server may ignore Upgrade. The body is read by a new parser that is
+        told the same framing and nothing else.
+        """
+        request = self._current
+        assert request is not None  # noqa: S101 - llhttp reports an upgrade after a complete head only
+        framing = b"".join(
+            b"%s: %s\r\n" % pair for pair in request.headers if pair[0].lower() in _FRAMING_HEADERS
+        )
+        self._parser = httptools.HttpRequestParser(self)
+        self._resuming = True
+        request.complete = False
+        self.feed(b"POST / HTTP/1.1\r\nHost: resumed\r\n" + framing + b"\r\n" + rest)
+
+    # What follows is called by llhttp.
+
+    def on_message_begin(self) -> None:
+        if not self._resuming:
+            self._current = Request()
+            self._in_head = True
+
+    def on_url(self, part: bytes) -> None:
+        if self._resuming:
+            return
+        request = self._require_current()
+        request.target += part
+        if len(request.target) > MAX_TARGET:
+            self._refuse(414, "uri_too_long", f"The request target exceeds {MAX_TARGET} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._resuming:
+            return
+        request = self._require_current()
+        if not self._in_head:
+            return  # a trailer field: nothing here may act on it (RFC 9110 section 6.5.1)
+        if len(name) + len(value) > MAX_HEADER:
+            self._refuse(431, "headers_too_large", f"A request header exceeds {MAX_HEADER} bytes")
+        if len(request.headers) >= MAX_HEADERS:
+            self._refuse(431, "too_many_headers", f"More than {MAX_HEADERS} request headers")
+        request.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        request = self._require_current()
+        if self._resuming:
+            self._resuming = False
+            self._begin_body()
+            return
+        try:
+            request.method = self._parser.get_method()
+            _check_head(request, self._parser.get_http_version())
+            request.keep_alive = request.http_1_1 and self._parser.should_keep_alive()
+            length = request.values(b"content-length")
+            if length and int(length[0]) > self._max_body:
+                raise self._too_large()
+        except Refusal as refusal:
+            self._refusal = refusal
+            raise
+        self._begin_body()
+        self.requests.append(request)
+
+    def _begin_body(self) -> None:
+        self._in_head = False
+        self._head_bytes = 0
+        self._body_bytes = 0
+
+    def on_body(self, data: bytes) -> None:
+        request = self._require_current()
+        request.body_size += len(data)
+        if request.body_size > self._max_body:
+            self._refusal = self._too_large()
+            raise self._refusal
+        request.chunks.append(data)
+
+    def on_message_complete(self) -> None:
+        self._require_current().complete = True
+        self._in_head = True
+
+    def _require_current(self) -> Request:
+        assert self._current is not None  # noqa: S101 - llhttp begins a message before its parts
+        return self._current
+
+    def _refuse(self, status: int, code: str, message: str) -> None:
+        self._refusal = Refusal(status, code, message, close=True)
+        raise self._refusal
+
+    def _too_large(self) -> Refusal:
+        return Refusal(
+            413, "request_too_large", f"The request body exceeds {self._max_body} bytes", close=True
+        )
+
+
+def _syntax_refusal(error: httptools.HttpParserError) -> Refusal:
+    if "overflow" in str(error).lower() and "content-length" in str(error).lower():
+        return Refusal(413, "request_too_large", "The Content-Length is beyond any limit", close=True)
+    return Refusal(400, "bad_request", "The request is not valid HTTP/1.1", close=True)
+
+
+def _bad(message: str, status: int = 400, code: str = "bad_request") -> Refusal:
+    return Refusal(status, code, message, close=True)
+
+
+def _check_head(request: Request, version: str) -> None:
+    """Apply what llhttp leaves open; raises `Refusal`."""
+    if version not in ("1.1", "1.0"):
+        raise _bad(f"HTTP/{version} is not spoken here", 505, "http_version_not_supported")
+    request.http_1_1 = version == "1.1"
+    if request.method not in METHODS:
+        raise _bad("This method is not allowed here", 405, "method_not_allowed")
+    _check_framing(request)
+    hosts = request.values(b"host")
+    if len(hosts) > 1 or (request.http_1_1 and not hosts):
+        raise _bad("Exactly one Host header is required")
+    expect = [value.lower() for value in request.values(b"expect")]
+    if expect and (expect != [b"100-continue"] or not request.http_1_1):
+        raise _bad("This expectation cannot be met", 417, "expectation_failed")
+    request.expects_continue = bool(expect)
+    request.target = _origin_form(request.target)
+    request.path = check_path(request.target.partition(b"?")[0])
+
+
+def _check_framing(request: Request) -> None:
+    encodings = request.values(b"transfer-encoding")
+    if not encodings:
+        return
+    if not request.http_1_1:
+        raise _bad("Transfer-Encoding does not exist in HTTP/1.0")
+    if request.values(b"content-length"):
+        raise _bad("Content-Length and Transfer-Encoding exclude each other")
+    codings = [word.strip().lower() for value in encodings for word in value.split(b",")]
+    if any(coding != b"chunked" for coding in codings):
+        raise _bad("Only the transfer coding 'chunked' is understood", 501, "not_implemented")
+    if len(codings) > 1:
+        raise _bad("The transfer coding 'chunked' was named twice")
+
+
+def _origin_form(target: bytes) -> bytes:
+    """Reduce an absolute-form target to path and query: requests are routed by path alone."""
+    if target == b"*":
+        raise _bad("OPTIONS * is not answered here", 405, "method_not_allowed")
+    if not target.startswith(b"/"):
+        scheme, separator, rest = target.partition(b"://")
+        if not separator or scheme.lower() not in (b"http", b"https"):
+            raise _bad("The request target is not a path")
+        slash = rest.find(b"/")
+        target = rest[slash:] if slash >= 0 else b"/" + rest[len(rest.partition(b"?")[0]) :]
+    if b"#" in target:
+        raise _bad("The request target has a fragment")
+    return target
+
+
+def check_path(raw: bytes) -> bytes:
+    """Decode a path, refusing every spelling that a rule and a worker could read differently.
+
+    Raises `Refusal` for dot segments, empty segments, encoded slashes, back slashes, control
+    characters and broken percent signs; the path that passes means the same to both.
+    """
+    if _BROKEN_PERCENT.search(raw):
+        raise _bad("The path has a broken percent sign")
+    if b"%2f" in raw.lower() or b"%25" in raw:
+        raise _bad("The path has an encoded slash or percent sign")
+    path = unquote_to_bytes(raw)
+    segments = path.split(b"/")
+    unclear = any(part in path for part in _BAD_IN_PATH) or b"." in segments or b".." in segments
+    if unclear or any(byte < 32 or byte == 127 for byte in path):
+        raise _bad("The path is not in its plain form")
+    return path

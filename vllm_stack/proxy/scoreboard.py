@@ -1,0 +1,74 @@
+"""Counters that all proxy processes share: one row per process, one writer per row, readers sum.
+
+The board is anonymous memory made in gunicorn's master before it forks, so every process has it
+without a lock or a file. When a process dies, the master clears what it held in flight and adds
+its totals to its own row: a killed process can neither leak load nor take its history along.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+
+TOTALS = ("requests", "refused", "retries", "failures", "client_gone")
+_CELL = 8  # bytes, a signed 64-bit integer
+
+
+class Row:
+    """The cells of one process, which alone may write to them."""
+
+    def __init__(self, cells: memoryview, workers: int) -> None:
+        self._cells = cells
+        self._workers = workers
+
+    def lease(self, worker: int) -> None:
+        self._cells[worker] += 1
+
+    def release(self, worker: int) -> None:
+        self._cells[worker] -= 1
+
+    def count(self, total: str) -> None:
+        self._cells[self._workers + TOTALS.index(total)] += 1
+
+
+class Scoreboard:
+    """Rows for `processes` gunicorn workers at a time; row 0 is the master's."""
+
+    def __init__(self, processes: int, workers: int) -> None:
+        # A reload runs old and new processes side by side, and a dying one may still hold its row.
+        self._rows = 2 * processes + 5
+        self._workers = workers
+        self._width = workers + len(TOTALS)
+        self._memory = mmap.mmap(-1, self._rows * self._width * _CELL)
+        self._cells = memoryview(self._memory).cast("q")
+        self._taken: set[int] = set()
+
+    def take_row(self) -> int:
+        """Reserve a row for a process about to be forked (master only)."""
+        row = next(row for row in range(1, self._rows) if row not in self._taken)
+        self._taken.add(row)
+        return row
+
+    def give_back(self, row: int) -> None:
+        """Clear the row of a process that has ended, keeping its totals (master only)."""
+        start = row * self._width
+        for column in range(self._width):
+            if column >= self._workers:
+                self._cells[column] += self._cells[start + column]
+            self._cells[start + column] = 0
+        self._taken.discard(row)
+
+    def row(self, row: int) -> Row:
+        start = row * self._width
+        return Row(self._cells[start : start + self._width], self._workers)
+
+    def loads(self) -> Sequence[int]:
+        """Give the requests in flight per worker, over all processes."""
+        return [sum(self._cells[worker :: self._width]) for worker in range(self._workers)]
+
+    def totals(self) -> dict[str, int]:
+        """Give the totals since the master started, over all processes."""
+        return {
+            name: sum(self._cells[self._workers + column :: self._width])
+            for column, name in enumerate(TOTALS)
+        }

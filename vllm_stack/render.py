@@ -1,0 +1,143 @@
+"""A plan becomes files: the text of every one of them, without touching the disk."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from vllm_stack import __version__
+from vllm_stack.errors import OutputError
+from vllm_stack.files import File
+from vllm_stack.in_force import VARIABLE, fingerprint
+from vllm_stack.layout import is_plain
+from vllm_stack.plan import Plan, WorkerPlan
+
+_WHY = {
+    "restart_delay": "seconds between a failure and the next start",
+    "settle": "a delayed start waits at least this long, so that supervisord books the start as good "
+    "and never gives the worker up",
+    "stop_grace": "seconds from TERM to KILL: vLLM's drain, 5 s for its engine manager, 5 s for its "
+    "workers, 5 s of slack",
+    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "longer than the proxy keeps an idle connection, so that the "
+    "worker never hangs up on a request that is on its way",
+    "VLLM_PROCESS_NAME_PREFIX": "names the owner in ps and nvidia-smi, and lets a later start find "
+    "engines that an earlier life left behind",
+}
+
+
+def render(plan: Plan) -> list[File]:
+    """Give every file of the stack but the keys; the same plan always gives the same bytes."""
+    if not is_plain(str(plan.python)):
+        raise OutputError(
+            f"The Python interpreter {str(plan.python)!r} has a character in its path that supervisord's "
+            "configuration gives a meaning to: install vllm-stack in a plainer directory"
+        )
+    layout = plan.layout
+    gunicorn_conf = File(layout.gunicorn_conf, _fill("gunicorn.conf.py.j2", plan=plan))
+    proxy_json = File(layout.proxy_json, _json(_proxy(plan)))
+    workers = {
+        worker.name: File(layout.worker_json(worker.name), _json(_worker(plan, worker)))
+        for worker in plan.workers
+    }
+    # supervisord tells each program which options it was configured with (see `in_force`).
+    options = {name: fingerprint([file.text.encode()]) for name, file in workers.items()}
+    options["proxy"] = fingerprint([proxy_json.text.encode(), gunicorn_conf.text.encode()])
+    supervisord_conf = _fill("supervisord.conf.j2", plan=plan, options=options, variable=VARIABLE)
+    return [
+        File(layout.supervisord_conf, supervisord_conf),
+        gunicorn_conf,
+        proxy_json,
+        *workers.values(),
+        File(layout.stack_json, _json(_stack(plan))),
+    ]
+
+
+def _worker(plan: Plan, worker: WorkerPlan) -> dict[str, Any]:
+    layout = plan.layout
+    return {
+        "name": worker.name,
+        "port": worker.port,
+        "argv": worker.argv,
+        "env": worker.env,
+        "secret_env": {"VLLM_API_KEY": str(layout.internal_key)},
+        "box": str(layout.box(worker.name)),
+        "state": str(layout.state),
+        "title": layout.process_title(worker.name),
+        "restart_delay": plan.timings.restart_delay,
+        "settle": plan.timings.start_seconds + 0.5,
+        "stop_grace": plan.timings.stop_grace,
+        "why": _WHY,
+    }
+
+
+def _proxy(plan: Plan) -> dict[str, Any]:
+    options, layout = plan.options, plan.layout
+    return {
+        "name": "proxy",
+        "box": str(layout.box("proxy")),
+        "state": str(layout.state),
+        "title": layout.process_title("proxy"),
+        "port": options.port,
+        "admin_port": options.admin_port,
+        "workers": [{"name": worker.name, "port": worker.port} for worker in plan.workers],
+        "policy": options.policy,
+        "processes": options.proxy_processes,
+        "client_keys": str(layout.client_keys),
+        "internal_key": str(layout.internal_key),
+        "open_routes": list(options.open_routes),
+        "max_body": options.max_body,
+        "response_timeout": options.response_timeout,
+        "pool_idle": plan.timings.pool_idle,
+    }
+
+
+def _stack(plan: Plan) -> dict[str, Any]:
+    """What operator verbs need to know of a stack that was rendered; no secret is in it."""
+    options = plan.options
+    return {
+        "version": __version__,
+        "name": plan.layout.stack_name,
+        "model": options.model,
+        "revision": options.revision,
+        "device": plan.device,
+        "vllm_version": plan.vllm_version,
+        "door": {"host": plan.host, "port": options.port, "key_required": not plan.open_to_all},
+        "admin_port": options.admin_port,
+        "stop_seconds": plan.timings.proxy_stop_wait + plan.timings.worker_stop_wait,
+        "workers": [
+            {"name": worker.name, "port": worker.port, "gpus": worker.gpus, "cores": worker.cores}
+            for worker in plan.workers
+        ],
+    }
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _fill(template: str, plan: Plan, **values: Any) -> str:
+    text = _environment().get_template(template)
+    return text.render(plan=plan, layout=plan.layout, version=__version__, **values)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates_directory()),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701 - configuration, not HTML; values are checked, never escaped
+        keep_trailing_newline=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def templates_directory() -> Path:
+    """Find the templates: inside an installed package, beside the package in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "templates"
+    return inside if inside.is_dir() else package.parent / "templates"

@@ -1,0 +1,75 @@
+"""The record of a worker's last failure, which the next start waits out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vllm_stack.program import boot_id
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a server ended without being asked to.
+
+    `at` is on CLOCK_BOOTTIME (seconds, which go on in suspend and never jump) and means something
+    only within the boot `boot`; `returncode` is negative for a signal, as in `subprocess`.
+    """
+
+    at: float
+    boot: str
+    time: str
+    returncode: int
+    seconds_alive: float
+
+    @property
+    def how(self) -> str:
+        """Say in words how it ended."""
+        if self.returncode < 0:
+            return f"was killed by {_signal_name(-self.returncode)}"
+        return f"ended with exit code {self.returncode}"
+
+    def age(self) -> float | None:
+        """Give the seconds since the failure, None if the machine was booted since."""
+        return boot_clock() - self.at if self.boot == boot_id() else None
+
+
+def boot_clock() -> float:
+    """Read the clock failures are recorded on."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def record_failure(path: Path, returncode: int, seconds_alive: float) -> Failure:
+    """Write the record, whole or not at all, for its owner alone."""
+    failure = Failure(
+        at=boot_clock(),
+        boot=boot_id(),
+        time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        returncode=returncode,
+        seconds_alive=round(seconds_alive, 1),
+    )
+    temporary = path.with_suffix(".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        json.dump(asdict(failure), stream, indent=2)
+    temporary.replace(path)
+    return failure
+
+
+def last_failure(path: Path) -> Failure | None:
+    """Read the record; a missing or damaged one counts as no failure."""
+    try:
+        return Failure(**json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

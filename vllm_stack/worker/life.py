@@ -1,0 +1,142 @@
+"""One life of a worker, from an empty box to an empty box.
+
+Theory of operation. supervisord starts the wrapper at once after every failure; the wrapper waits
+out the delay at its own start. So `supervisorctl status` says STARTING while it waits, a stop is
+immediate in every phase, and a deliberate restart waits for nothing:
+
+    ask supervisord -> sweep leftovers -> wait out the last failure -> start -> watch -> reap
+
+A requested end removes the failure record and exits with 0. Any other end is a failure, exit code
+0 included (vllm#48966: vLLM can exit with 0 when its engine died): it is recorded, and the wrapper
+exits non-zero. A delayed start waits at least as long as supervisord's startsecs (`Spec.settle`):
+then supervisord books the start as good and resets its count of failed ones, so that a worker is
+never given up (FATAL).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from vllm_stack.leftovers import MARKER, sweep
+from vllm_stack.program import STOP_SIGNALS, is_being_stopped, take_signal
+from vllm_stack.worker.failure import last_failure, record_failure
+from vllm_stack.worker.spec import Spec
+from vllm_stack.worker.tree import Tree
+
+# What must not leak from the operator's shell into a server: development mode opens control routes
+# without a key (vllm/envs.py), and supervisord's own variables are nobody else's business.
+_NOT_INHERITED = ("VLLM_SERVER_DEV_MODE", "VLLM_API_KEY", "VLLM_STACK_API_KEY", "SUPERVISOR_")
+EXIT_ENGINE_DIED = 70  # sysexits.h EX_SOFTWARE: stands in for an exit code 0 nobody asked for
+EXIT_CANNOT_START = 127  # as a shell says it
+
+
+class Life:
+    """One run of the wrapper."""
+
+    def __init__(self, spec: Spec, environ: dict[str, str]) -> None:
+        self._spec = spec
+        self._environ = environ
+        self._born = time.monotonic()
+
+    def run(self) -> int:
+        """Live this life; gives the exit code that tells supervisord how it ended."""
+        if is_being_stopped(self._environ):
+            self._say("told to stop before the start: nothing was started")
+            self._spec.failure.unlink(missing_ok=True)
+            return 0
+        identity = self._spec.identity
+        sweep(identity, self._say)
+        identity.record_life()
+        if self._wait_out_last_failure() or self._stop_is_pending():
+            self._spec.failure.unlink(missing_ok=True)
+            return 0
+        try:
+            tree = Tree(self._spec.argv, self._server_environment(), self._spec.box)
+        except OSError as error:
+            self._say(f"vLLM cannot be started: {error}")
+            record_failure(self._spec.failure, EXIT_CANNOT_START, 0.0)
+            return EXIT_CANNOT_START
+        self._say(f"started vLLM on port {self._spec.port}, process {tree.pid}")
+        asked = self._watch(tree)
+        return self._end(tree, asked)
+
+    def _wait_out_last_failure(self) -> bool:
+        """Wait until the delay after the last failure is over; True when a stop ended the wait."""
+        failure = last_failure(self._spec.failure)
+        age = failure.age() if failure else None
+        if failure is None or age is None or not 0 <= age < self._spec.restart_delay:
+            return False
+        pause = max(self._spec.restart_delay - age, self._spec.settle - self._age())
+        self._say(f"vLLM {failure.how} {age:.0f} s ago; starting it again in {pause:.0f} s")
+        deadline = time.monotonic() + pause
+        while (left := deadline - time.monotonic()) > 0:
+            if take_signal(left) in STOP_SIGNALS:
+                self._say("told to stop while waiting")
+                return True
+        return False
+
+    def _stop_is_pending(self) -> bool:
+        while (signum := take_signal(0)) is not None:
+            if signum in STOP_SIGNALS:
+                return True
+        return False
+
+    def _watch(self, tree: Tree) -> bool:
+        """Stay until the server has ended; True if it was told to.
+
+        The first stop signal goes to the server as TERM, which drains it; a second one, or the end
+        of the grace, kills it.
+        """
+        deadline: float | None = None
+        while tree.reap() is None:
+            timeout = 60.0 if deadline is None else deadline - time.monotonic()
+            signum = take_signal(timeout)
+            if signum in STOP_SIGNALS and deadline is None:
+                self._say(f"told to stop: vLLM has {self._spec.stop_grace:.0f} s")
+                deadline = time.monotonic() + self._spec.stop_grace
+                tree.signal(signal.SIGTERM)
+            elif signum in STOP_SIGNALS:
+                self._say("told to stop again: killing vLLM")
+                tree.signal(signal.SIGKILL)
+            elif signum == signal.SIGHUP:
+                tree.signal(signal.SIGHUP)
+            elif deadline is not None and time.monotonic() >= deadline:
+                self._say("vLLM did not stop in time: killing it")
+                tree.signal(signal.SIGKILL)
+                deadline += 5
+        return deadline is not None
+
+    def _end(self, tree: Tree, asked: bool) -> int:
+        seconds = time.monotonic() - tree.started
+        returncode = tree.reap()
+        assert returncode is not None  # noqa: S101 - _watch returns only then
+        if not asked:
+            # Recorded before the reaping: whatever happens to us now, the next start waits.
+            failure = record_failure(self._spec.failure, returncode, seconds)
+            self._say(f"vLLM {failure.how} after {seconds:.0f} s, and nobody had asked it to")
+        tree.end_stragglers(self._say)
+        if asked or self._stop_is_pending():
+            self._spec.failure.unlink(missing_ok=True)
+            self._say("stopped")
+            return 0
+        return returncode or EXIT_ENGINE_DIED if returncode >= 0 else 128 - returncode
+
+    def _server_environment(self) -> dict[str, str]:
+        inherited = {k: v for k, v in self._environ.items() if not k.startswith(_NOT_INHERITED)}
+        secrets = {name: path.read_text("utf-8").strip() for name, path in self._spec.secret_env.items()}
+        return inherited | self._spec.env | secrets | {MARKER: self._spec.title, "PWD": str(self._spec.box)}
+
+    def _age(self) -> float:
+        return time.monotonic() - self._born
+
+    def _say(self, text: str) -> None:
+        """Write one line to the worker's log, which is our standard output."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        try:
+            os.write(sys.stdout.fileno(), f"{stamp} vllm-stack {self._spec.name}: {text}\n".encode())
+        except OSError:
+            # supervisord was killed and its end of the pipe is gone: the work goes on unheard.
+            return

@@ -1,0 +1,56 @@
+"""What a wrapper is told: the rendered worker-N.json as one frozen value."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_stack.leftovers import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """One worker: its command, its place, its waits (seconds)."""
+
+    name: str
+    port: int
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    secret_env: dict[str, Path]
+    box: Path
+    state: Path
+    title: str
+    restart_delay: float
+    settle: float
+    stop_grace: float
+
+    @property
+    def failure(self) -> Path:
+        return self.state / f"{self.name}.failure.json"
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(self.title, self.box, self.state / f"{self.name}.life.json")
+
+
+def read_spec(path: Path) -> Spec:
+    """Read a rendered spec; raises `ValueError` or `OSError` naming the file."""
+    try:
+        raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return Spec(
+            name=raw["name"],
+            port=raw["port"],
+            argv=tuple(raw["argv"]),
+            env=raw["env"],
+            secret_env={name: Path(file) for name, file in raw["secret_env"].items()},
+            box=Path(raw["box"]),
+            state=Path(raw["state"]),
+            title=raw["title"],
+            restart_delay=raw["restart_delay"],
+            settle=raw["settle"],
+            stop_grace=raw["stop_grace"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is not a worker that this version rendered: {error!r}") from error
