@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from vllm_stack.errors import UsageError
 
+_GPU_TOKEN = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z-]+")
 MASK = "CUDA_VISIBLE_DEVICES"
 
 
@@ -97,8 +99,7 @@ def parse_gpu_list(text: str) -> tuple[str, ...]:
     """
     tokens = tuple(token.strip() for token in text.split(","))
     for token in tokens:
-        uuid = token.startswith(("GPU-", "MIG-")) and token.replace("-", "").isalnum()
-        if not ((token.isascii() and token.isdigit()) or uuid):
+        if not _GPU_TOKEN.fullmatch(token):
             raise UsageError(f"--gpus {text!r}: {token!r} is neither an index nor a GPU-/MIG- UUID")
     if len(set(tokens)) != len(tokens):
         raise UsageError(f"--gpus {text!r} names a GPU twice")

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_stack.errors import VllmCommandError
 from vllm_stack.gpus import MASK, GpuBox, read_gpus
 from vllm_stack.model import Model, read_model
 from vllm_stack.options import Options
@@ -18,29 +19,34 @@ class Inventory:
     """Facts about this machine that a plan is made from; sizes in bytes."""
 
     model: Model
-    vllm: VllmCommand
+    vllm: VllmCommand | VllmCommandError
     gpus: GpuBox
     gpu_mask: str | None
     cores: tuple[int, ...]
     memory_total: int
-    memory_available: int
     python: Path
     root: bool
 
 
 def take_inventory(options: Options) -> Inventory:
-    """Read everything the plan needs; raises `ModelError` or `VllmCommandError` on the way."""
-    import psutil
+    """Read everything the plan needs; raises `ModelError` for a model that is none.
 
-    memory = psutil.virtual_memory()
+    A missing vLLM is noted, not raised: too few GPUs, say, is what the user should hear of first.
+    """
     return Inventory(
         model=read_model(options.model, options.revision),
-        vllm=find_vllm(options.vllm_command),
+        vllm=_find_vllm(options.vllm_command),
         gpus=GpuBox(()) if options.device == "cpu" else read_gpus(),
         gpu_mask=os.environ.get(MASK),
         cores=tuple(sorted(os.sched_getaffinity(0))),
-        memory_total=memory.total,
-        memory_available=memory.available,
+        memory_total=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         python=Path(sys.executable),
         root=os.geteuid() == 0,
     )
+
+
+def _find_vllm(command: str) -> VllmCommand | VllmCommandError:
+    try:
+        return find_vllm(command)
+    except VllmCommandError as error:
+        return error

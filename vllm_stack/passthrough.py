@@ -13,12 +13,15 @@ _OURS = {
     "--port": "use --base-port",
     "--host": "workers listen on loopback only; --host of vllm-stack is the public door's",
     "--uds": "workers listen on loopback ports",
+    "--ssl-certfile": "workers speak plain HTTP on loopback",
+    "--ssl-keyfile": "workers speak plain HTTP on loopback",
     "--api-key": "use --api-key or --api-key-file of vllm-stack; workers get a key of their own",
     "--revision": "use --revision of vllm-stack",
     "--tensor-parallel-size": "use --tensor-parallel-size of vllm-stack, which also counts the GPUs",
     "--pipeline-parallel-size": "each worker is one slice of tensor-parallel GPUs",
     "--data-parallel-size": "use --workers: every worker is an engine of its own",
     "--device-ids": "use --gpus: workers are pinned through CUDA_VISIBLE_DEVICES",
+    "--root-path": "the proxy passes paths on as they are",
     "--shutdown-timeout": "use --drain-timeout",
 }
 _SHORT = {
@@ -36,14 +39,16 @@ _PATH_OPTIONS = frozenset(
         "--generation-config",
         "--hf-config-path",
         "--hf-overrides",
+        "--io-processor-plugin",
         "--log-config-file",
         "--lora-modules",
-        "--ssl-ca-certs",
-        "--ssl-certfile",
-        "--ssl-keyfile",
+        "--mm-encoder-fp8-scale-path",
+        "--mm-encoder-fp8-scale-save-path",
+        "--model-loader-extra-config",
+        "--reasoning-parser-plugin",
+        "--speculative-config",
         "--tokenizer",
         "--tool-parser-plugin",
-        "--reasoning-parser-plugin",
     }
 )
 

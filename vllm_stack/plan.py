@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vllm_stack.cpu_share import cpu_arguments, cpu_environment, split_cores
-from vllm_stack.errors import InsufficientGpus, UsageError
+from vllm_stack.errors import InsufficientGpus, UsageError, VllmCommandError
 from vllm_stack.gpus import MASK, visible_tokens
 from vllm_stack.inventory import Inventory
 from vllm_stack.layout import Layout
-from vllm_stack.model import check_heads
+from vllm_stack.model import Model, check_heads
 from vllm_stack.options import Options
 from vllm_stack.passthrough import accept
 from vllm_stack.ports import PortUse, check_overlap
+from vllm_stack.vllm_command import VllmCommand
 
 LOOPBACK = "127.0.0.1"
 
@@ -122,6 +123,9 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
     cores = split_cores(inventory.cores, options.workers) if device == "cpu" else [()] * options.workers
     timings = Timings(options.restart_delay, options.drain_timeout)
     args = accept(options.vllm_args)
+    if isinstance(inventory.vllm, VllmCommandError):
+        raise inventory.vllm
+    vllm = inventory.vllm
     return Plan(
         layout=layout,
         options=options,
@@ -132,7 +136,7 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
                 port=port,
                 gpus=slices[index],
                 cores=cores[index],
-                argv=_argv(options, inventory, timings, port, device, args),
+                argv=_argv(vllm, inventory.model, options, timings, port, device, args),
                 env=_environment(options, inventory, timings, layout, name, cores[index]),
             )
             for index, port in enumerate(options.worker_ports)
@@ -141,8 +145,8 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
         host=options.door_host,
         python=inventory.python,
         root=inventory.root,
-        vllm_version=inventory.vllm.version,
-        notes=tuple(_notes(options, inventory, device)),
+        vllm_version=vllm.version,
+        notes=tuple(_notes(options, inventory, vllm, device)),
     )
 
 
@@ -160,14 +164,15 @@ def port_uses(options: Options) -> tuple[PortUse, ...]:
 
 
 def _argv(
+    vllm: VllmCommand,
+    model: Model,
     options: Options,
-    inventory: Inventory,
     timings: Timings,
     port: int,
     device: str,
     args: tuple[str, ...],
 ) -> tuple[str, ...]:
-    argv = [*inventory.vllm.argv, "serve", inventory.model.name, "--host", LOOPBACK, "--port", str(port)]
+    argv = [*vllm.argv, "serve", model.name, "--host", LOOPBACK, "--port", str(port)]
     argv += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
     if options.revision:
         argv += ["--revision", options.revision]
@@ -226,7 +231,7 @@ def _why_so_few(options: Options, inventory: Inventory) -> str:
     return ""
 
 
-def _notes(options: Options, inventory: Inventory, device: str) -> list[str]:
+def _notes(options: Options, inventory: Inventory, vllm: VllmCommand, device: str) -> list[str]:
     """Say what a user should know before starting, and nothing they need not."""
     notes = []
     if not options.api_keys:
@@ -245,6 +250,6 @@ def _notes(options: Options, inventory: Inventory, device: str) -> list[str]:
         notes.append(
             f"{options.workers} workers share {len(inventory.cores)} CPU cores: expect them to be slow"
         )
-    if inventory.vllm.version is None:
-        notes.append(f"The version of {inventory.vllm.argv[0]} could not be read")
+    if vllm.version is None:
+        notes.append(f"The version of {vllm.argv[0]} could not be read")
     return notes

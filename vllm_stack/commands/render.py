@@ -14,7 +14,6 @@ from vllm_stack.options import Options
 from vllm_stack.plan import Plan, make_plan
 from vllm_stack.ports import check_free
 from vllm_stack.render import render
-from vllm_stack.supervisor_rpc import Supervisor
 
 
 def render_stack(options: Options, dry_run: bool = False) -> Plan:
@@ -52,6 +51,10 @@ def _secrets(plan: Plan) -> list[File]:
 
 def _ports_of_running_stack(layout: Layout) -> frozenset[int]:
     """Give the ports that this very stack holds now: rendering over it must not be refused."""
+    if not layout.socket.exists():
+        return frozenset()
+    from vllm_stack.supervisor_rpc import Supervisor  # a tenth of this verb's time, rarely needed
+
     if Supervisor(layout.socket).pid() is None:
         return frozenset()
     try:

@@ -17,6 +17,8 @@ from vllm_stack.worker.failure import Failure, last_failure
 
 _TICK = 1.0
 _SPEAK_EVERY = 10.0
+# A supervisord started just before us needs a moment until it answers.
+_GRACE = 10.0
 
 
 def wait_until_ready(
@@ -35,6 +37,8 @@ def wait_until_ready(
     while True:
         states = _states(stack)
         elapsed = clock() - begun
+        if not states and elapsed > _GRACE and stack.supervisor.pid() is None:
+            raise NoStack(f"supervisord is not running: supervisord -c {stack.layout.supervisord_conf}")
         if _enough(states, stack, any_worker):
             click.echo(f"Ready after {elapsed:.0f} s: {', '.join(stack.worker_names)}")
             return
@@ -61,11 +65,6 @@ def _states(stack: Stack) -> dict[str, str]:
         workers: list[dict[str, Any]] = answer.json()["workers"]
         return {worker["name"]: worker["state"] for worker in workers}
     except (requests.RequestException, ValueError, KeyError):
-        pid = stack.supervisor.pid()
-        if pid is None:
-            raise NoStack(
-                f"supervisord is not running: supervisord -c {stack.layout.supervisord_conf}"
-            ) from None
         return {}
 
 

@@ -51,11 +51,10 @@ class Door:
 
         Raises `Refusal` for a missing or wrong key and for a closed route.
         """
-        if request.method in (b"GET", b"HEAD"):
-            if request.path in HEALTH:
-                return self._health()
-            if request.path == LIVENESS:
-                return 200, b'{"status":"alive"}'
+        if request.path in HEALTH:
+            return self._health()
+        if request.path == LIVENESS:
+            return 200, b'{"status":"alive"}'
         check_key(request, self.settings.client_keys)
         if is_closed(request.path, self._opened):
             raise Refusal(404, "not_found", "There is no such route here")

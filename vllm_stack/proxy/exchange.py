@@ -57,7 +57,9 @@ def upstream_head(request: Request, internal_key: str, client_ip: str) -> bytes:
     """
     named = {word.strip().lower() for value in request.values(b"connection") for word in value.split(b",")}
     dropped = _NOT_FORWARDED | named
-    lines = [b"%s %s HTTP/1.1" % (request.method, request.target), b"host: worker"]
+    # The client's Host goes along: a worker builds redirects from it.
+    host = request.values(b"host") or [b"worker"]
+    lines = [b"%s %s HTTP/1.1" % (request.method, request.target), b"host: " + host[0]]
     lines += [
         b"%s: %s" % pair for pair in request.headers if pair[0].lower() not in dropped and b"_" not in pair[0]
     ]

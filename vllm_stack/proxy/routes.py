@@ -1,24 +1,28 @@
 """Which paths go to a worker, which we answer ourselves, which stay shut.
 
 The control and development routes of vLLM 0.32 answer 404 unless the operator opens them by name:
-they put a server to sleep, change its weights, or show more of it than a client should see. Most
-of them are not guarded by vLLM's own key (`entrypoints/serve/middleware/authenticate.py`).
+they put a server to sleep, change its weights, end other people's requests, or show more of it
+than a client should see. Most of them are not guarded by vLLM's own key
+(`entrypoints/serve/middleware/authenticate.py`). Unknown paths pass: a worker answers 404 itself.
 """
 
 from __future__ import annotations
 
-HEALTH = frozenset({b"/health", b"/healthz", b"/readyz"})
+# Answered by ourselves, without a key and with any method (SageMaker sends POST /ping).
+HEALTH = frozenset({b"/health", b"/healthz", b"/ping", b"/readyz"})
 LIVENESS = b"/livez"
 
-# Exact paths, and everything below them.
+# Each with everything below it.
 CLOSED = frozenset(
     {
         b"/abort_requests",
+        b"/adapters",
         b"/collective_rpc",
         b"/docs",
         b"/fault_tolerance",
         b"/finish_weight_update",
         b"/get_world_size",
+        b"/inference/v1/abort_requests",
         b"/init_weight_transfer_engine",
         b"/invocations",
         b"/is_paused",
@@ -26,10 +30,8 @@ CLOSED = frozenset(
         b"/is_sleeping",
         b"/kv_event_sources",
         b"/load",
-        b"/metrics",
         b"/openapi.json",
         b"/pause",
-        b"/ping",
         b"/redoc",
         b"/release_kv_cache_memory",
         b"/reset_encoder_cache",
@@ -38,27 +40,38 @@ CLOSED = frozenset(
         b"/resume",
         b"/scale_elastic_ep",
         b"/server_info",
+        b"/shutdown_weight_transfer_engine",
         b"/sleep",
+        b"/start_draft_weight_update",
         b"/start_profile",
         b"/start_weight_update",
+        b"/static",
         b"/stop_profile",
+        b"/tokenizer_info",
+        b"/update_weight_version",
         b"/update_weights",
         b"/v1/load_lora_adapter",
         b"/v1/unload_lora_adapter",
         b"/wake_up",
+        b"/weight_checker",
+        b"/weight_info",
     }
 )
+# vLLM mounts its metrics at every path that merely begins so (`serve/instrumentator/metrics.py`).
+_METRICS = b"/metrics"
 
-# POST routes that run the model and change nothing: safe to send once more to another worker.
+# POST routes that run the model and keep nothing: safe to send once more to another worker.
 INFERENCE = frozenset(
     {
         b"/classify",
         b"/cohere/v2/chat",
+        b"/detokenize",
         b"/generative_scoring",
         b"/inference/v1/generate",
         b"/pooling",
         b"/rerank",
         b"/score",
+        b"/tokenize",
         b"/v1/audio/transcriptions",
         b"/v1/audio/translations",
         b"/v1/chat/completions",
@@ -68,21 +81,26 @@ INFERENCE = frozenset(
         b"/v1/messages",
         b"/v1/messages/count_tokens",
         b"/v1/rerank",
+        b"/v1/responses",
         b"/v1/score",
+        b"/v1/systemone",
         b"/v2/embed",
         b"/v2/rerank",
-        b"/tokenize",
-        b"/detokenize",
     }
 )
 
 
 def is_closed(path: bytes, opened: frozenset[bytes]) -> bool:
-    """Tell whether a decoded path is one of the closed routes, or lies below one."""
+    """Tell whether a decoded path is one of the closed routes, or lies below one.
+
+    A trailing slash changes nothing: the server redirects it to the bare path.
+    """
+    if path.startswith(_METRICS):
+        return _METRICS not in opened
     bare = path.rstrip(b"/")
     while bare:
-        if bare in CLOSED and bare not in opened:
-            return True
+        if bare in CLOSED:
+            return bare not in opened
         bare = bare.rpartition(b"/")[0]
     return False
 

