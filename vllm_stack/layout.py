@@ -21,6 +21,11 @@ def is_plain(path: str) -> bool:
     return _PLAIN_PATH.fullmatch(path) is not None
 
 
+def stopping_notice(state: Path, name: str) -> Path:
+    """Where a worker that is told to stop leaves word for the proxy."""
+    return state / f"{name}.stopping"
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The paths of one stack. `out` is absolute and made of plain characters."""

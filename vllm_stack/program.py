@@ -13,6 +13,7 @@ import ctypes
 import os
 import signal
 import xmlrpc.client
+from enum import Enum
 from pathlib import Path
 
 from vllm_stack.supervisor_rpc import SHUTDOWN_STATE, STOPPING, Supervisor
@@ -56,25 +57,34 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
-def is_being_stopped(environ: dict[str, str]) -> bool:
+class Order(Enum):
+    """What supervisord wants of the program that asks."""
+
+    RUN = "run"
+    STOP = "stop"
+    # supervisord itself is stopping, or dead: all programs go, the proxy before the workers.
+    SHUTDOWN = "shutdown"
+
+
+def ask_supervisord(environ: dict[str, str]) -> Order:
     """Ask supervisord whether this program was told to stop, or supervisord itself is going.
 
     A supervisord that answers nothing in time counts as alive: then its signal will arrive. One
-    whose socket is gone is dead. Outside supervisord the answer is no.
+    whose socket is gone is dead. Outside supervisord the order is to run.
     """
     url = environ.get("SUPERVISOR_SERVER_URL", "")
     if not url.startswith("unix://"):
-        return False
+        return Order.RUN
     name = f"{environ.get('SUPERVISOR_GROUP_NAME')}:{environ.get('SUPERVISOR_PROCESS_NAME')}"
     try:
         info = Supervisor(Path(url.removeprefix("unix://"))).call("getProcessInfo", name)
     except xmlrpc.client.Fault as fault:
-        return fault.faultCode == SHUTDOWN_STATE
+        return Order.SHUTDOWN if fault.faultCode == SHUTDOWN_STATE else Order.RUN
     except (ConnectionRefusedError, FileNotFoundError):
-        return True
+        return Order.SHUTDOWN
     except OSError:
-        return False
-    return bool(info["state"] == STOPPING)
+        return Order.RUN
+    return Order.STOP if info["state"] == STOPPING else Order.RUN
 
 
 def boot_id() -> str:

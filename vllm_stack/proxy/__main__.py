@@ -7,7 +7,14 @@ into gunicorn's master: one process, and nothing in between to pass signals thro
 from __future__ import annotations
 
 # Before any other import: a stop that comes from here on waits until it can be heeded.
-from vllm_stack.program import block_signals, die_with_parent, is_being_stopped, take_signal, unblock_signals
+from vllm_stack.program import (
+    Order,
+    ask_supervisord,
+    block_signals,
+    die_with_parent,
+    take_signal,
+    unblock_signals,
+)
 
 block_signals()
 
@@ -29,7 +36,7 @@ def main(argv: list[str]) -> int:
     # supervisord killed hard means a graceful stop for gunicorn; the setting survives the exec.
     die_with_parent(signal.SIGTERM)
     environ = dict(os.environ)
-    if is_being_stopped(environ) or take_signal(0) in STOP_SIGNALS:
+    if ask_supervisord(environ) is not Order.RUN or take_signal(0) in STOP_SIGNALS:
         return 0
     try:
         layout = Layout(Path(argv[1]).parent)

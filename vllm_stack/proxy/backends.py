@@ -25,8 +25,13 @@ class Backend:
         self.pool = Pool(self.address, max_idle)
         self.ready = False
         self.state = "unknown"
+        self._notice = address.stopping
         # Set to have the worker probed now instead of at the next tick.
         self.look = Event()
+
+    def is_stopping(self) -> bool:
+        """The worker was told to stop: it still answers, but only to end what it has begun."""
+        return self._notice.exists()
 
     def mark(self, ready: bool, state: str) -> None:
         """Note what was seen of the worker, and say so when it changed."""

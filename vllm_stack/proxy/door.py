@@ -38,7 +38,10 @@ class Door:
 
     def open(self) -> None:
         """Start watching the workers."""
-        self._watches = [gevent.spawn(health.watch, backend) for backend in self.backends.all]
+        self._watches = [
+            gevent.spawn(health.watch_notices, self.backends.all),
+            *(gevent.spawn(health.watch, backend) for backend in self.backends.all),
+        ]
 
     def close(self) -> None:
         """Hang up on idle clients; every connection in use closes after its answer."""

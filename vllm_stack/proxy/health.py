@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import gevent
 from gevent import socket
 
@@ -11,6 +13,8 @@ from vllm_stack.proxy.backends import Backend
 INTERVAL_OUT = 0.5
 INTERVAL_IN = 2.0
 TIMEOUT = 5.0
+# A stopping worker waits `worker.life.NOTICE` seconds after its notice: more than two of these.
+NOTICE_INTERVAL = 0.2
 # A busy server may be slow to answer (long prompts are tokenised on its event loop): one late
 # answer is no illness. Only a refused or broken connection, or a 503, counts at once.
 LATE_ANSWERS = 3
@@ -22,6 +26,8 @@ def watch(backend: Backend) -> None:
     while True:
         backend.look.clear()
         state = probe(backend.address)
+        if backend.is_stopping():
+            state = "stopping" if state == "ready" else "stopped"
         late = late + 1 if state == "late" else 0
         if state == "ready":
             backend.mark(True, state)
@@ -29,6 +35,15 @@ def watch(backend: Backend) -> None:
             backend.mark(False, state)
         backend.pool.expire()
         backend.look.wait(INTERVAL_IN if backend.ready else INTERVAL_OUT)
+
+
+def watch_notices(backends: Sequence[Backend]) -> None:
+    """Take a worker that announces its stop out of the choice before it begins to refuse; for ever."""
+    while True:
+        for backend in backends:
+            if backend.ready and backend.is_stopping():
+                backend.suspect("stopping")
+        gevent.sleep(NOTICE_INTERVAL)
 
 
 def probe(address: tuple[str, int]) -> str:

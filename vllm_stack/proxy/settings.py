@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_stack.layout import stopping_notice
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerAddress:
@@ -15,6 +17,7 @@ class WorkerAddress:
     name: str
     host: str
     port: int
+    stopping: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +39,14 @@ class ProxySettings:
 def read_settings(path: Path) -> ProxySettings:
     """Read what `render` wrote; raises `OSError`, `ValueError` or `KeyError` for anything else."""
     raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    state = Path(raw["state"])
     hashes = json.loads(Path(raw["client_keys"]).read_text("utf-8"))
     return ProxySettings(
         admin_port=raw["admin_port"],
-        workers=tuple(WorkerAddress(w["name"], "127.0.0.1", w["port"]) for w in raw["workers"]),
+        workers=tuple(
+            WorkerAddress(w["name"], "127.0.0.1", w["port"], stopping_notice(state, w["name"]))
+            for w in raw["workers"]
+        ),
         policy=raw["policy"],
         processes=raw["processes"],
         client_keys=tuple(bytes.fromhex(digest) for digest in hashes),

@@ -21,7 +21,7 @@ import sys
 import time
 
 from vllm_stack.leftovers import MARKER, sweep
-from vllm_stack.program import STOP_SIGNALS, is_being_stopped, take_signal
+from vllm_stack.program import STOP_SIGNALS, Order, ask_supervisord, take_signal
 from vllm_stack.worker.failure import last_failure, record_failure
 from vllm_stack.worker.spec import Spec
 from vllm_stack.worker.tree import Tree
@@ -30,6 +30,8 @@ from vllm_stack.worker.tree import Tree
 # without a key (vllm/envs.py), and supervisord's own variables are nobody else's business.
 _NOT_INHERITED = ("VLLM_SERVER_DEV_MODE", "VLLM_API_KEY", "VLLM_STACK_API_KEY", "SUPERVISOR_")
 EXIT_ENGINE_DIED = 70  # sysexits.h EX_SOFTWARE: stands in for an exit code 0 nobody asked for
+# Seconds from the notice to the TERM: the proxy looks for notices every 0.2 s.
+NOTICE = 0.5
 EXIT_CANNOT_START = 127  # as a shell says it
 
 
@@ -43,7 +45,7 @@ class Life:
 
     def run(self) -> int:
         """Live this life; gives the exit code that tells supervisord how it ended."""
-        if is_being_stopped(self._environ):
+        if ask_supervisord(self._environ) is not Order.RUN:
             self._say("told to stop before the start: nothing was started")
             self._spec.failure.unlink(missing_ok=True)
             return 0
@@ -53,6 +55,7 @@ class Life:
         if self._wait_out_last_failure() or self._stop_is_pending():
             self._spec.failure.unlink(missing_ok=True)
             return 0
+        self._spec.stopping.unlink(missing_ok=True)
         try:
             tree = Tree(self._spec.argv, self._server_environment(), self._spec.box)
         except OSError as error:
@@ -97,7 +100,7 @@ class Life:
             if signum in STOP_SIGNALS and deadline is None:
                 self._say(f"told to stop: vLLM has {self._spec.stop_grace:.0f} s")
                 deadline = time.monotonic() + self._spec.stop_grace
-                tree.signal(signal.SIGTERM)
+                tree.signal(signal.SIGKILL if self._tell_proxy() else signal.SIGTERM)
             elif signum in STOP_SIGNALS:
                 self._say("told to stop again: killing vLLM")
                 tree.signal(signal.SIGKILL)
@@ -108,6 +111,21 @@ class Life:
                 tree.signal(signal.SIGKILL)
                 deadline += 5
         return deadline is not None
+
+    def _tell_proxy(self) -> bool:
+        """Have the proxy send elsewhere before vLLM drains; True if a second stop signal came.
+
+        While it drains, vLLM still takes requests and answers them 200 with `finish_reason:
+        "abort"` (vllm#57082). When supervisord goes down, the proxy has stopped already.
+        """
+        self._spec.stopping.touch(mode=0o600)
+        if ask_supervisord(self._environ) is Order.SHUTDOWN:
+            return False
+        deadline = time.monotonic() + NOTICE
+        while (left := deadline - time.monotonic()) > 0:
+            if take_signal(left) in STOP_SIGNALS:
+                return True
+        return False
 
     def _end(self, tree: Tree, asked: bool) -> int:
         seconds = time.monotonic() - tree.started

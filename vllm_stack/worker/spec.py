@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_stack.layout import stopping_notice
 from vllm_stack.leftovers import Identity
 
 
@@ -29,6 +30,11 @@ class Spec:
     @property
     def failure(self) -> Path:
         return self.state / f"{self.name}.failure.json"
+
+    @property
+    def stopping(self) -> Path:
+        """The notice to the proxy that this worker is about to stop."""
+        return stopping_notice(self.state, self.name)
 
     @property
     def identity(self) -> Identity:
