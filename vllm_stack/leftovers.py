@@ -143,6 +143,6 @@ def _is_login_shell(process: psutil.Process) -> bool:
 
 def _describe(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())[:80] or process.name()
+        return " ".join(process.cmdline())[:80].rstrip() or process.name()
     except psutil.Error:
         return "gone"

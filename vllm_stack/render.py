@@ -92,6 +92,7 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "max_body": options.max_body,
         "response_timeout": options.response_timeout,
         "pool_idle": plan.timings.pool_idle,
+        "drain_timeout": plan.timings.drain_timeout,
     }
 
 

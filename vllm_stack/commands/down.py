@@ -14,6 +14,8 @@ from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.errors import StackError
 from vllm_stack.leftovers import sweep
 
+_TICK = 0.1
+
 
 def stop_stack(out: Path) -> None:
     """Stop the stack in `out`; raises `StackError` when a process of it cannot be ended."""
@@ -50,9 +52,9 @@ def _await_end(process: psutil.Process, timeout: float) -> None:
     begun = time.monotonic()
     told = begun
     while True:
-        with contextlib.suppress(psutil.TimeoutExpired):
-            process.wait(1)
+        if not _is_running(process):
             return
+        time.sleep(_TICK)
         now = time.monotonic()
         if now - begun > timeout:
             raise StackError(
@@ -62,3 +64,11 @@ def _await_end(process: psutil.Process, timeout: float) -> None:
         if now - told > 5:
             told = now
             click.echo(f"  still stopping after {now - begun:.0f} s")
+
+
+def _is_running(process: psutil.Process) -> bool:
+    """A zombie has ended: that nobody has collected it is its parent's affair."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -100,12 +100,19 @@ class Client:
         A client that only closes its sending half counts as gone: the two cannot be told apart.
         """
         self._upstream = upstream
+        self.door.busy.add(self)
         self._watcher.start(self._on_readable)
         try:
             yield
         finally:
             self._watcher.stop()
+            self.door.busy.discard(self)
             self._upstream = None
+
+    def abort_upstream(self) -> None:
+        """Have the answer in progress, if there is one, end as if the worker had hung up."""
+        if self._upstream is not None:
+            self._upstream.abort()
 
     def _on_readable(self) -> None:
         try:
@@ -118,8 +125,7 @@ class Client:
         if data:
             return  # the next request came early; watching on would only spin
         self.gone = True
-        if self._upstream is not None:
-            self._upstream.abort()
+        self.abort_upstream()
 
     def _serve_one(self) -> bool:
         try:

@@ -22,8 +22,15 @@ if TYPE_CHECKING:
     from vllm_stack.proxy.client import Client
 
 
+# Seconds before the end of the drain at which open answers are cut.
+CUT_AHEAD = 1.0
+
+
 class Door:
-    """Settings, workers and counters; `closing` turns true at shutdown."""
+    """Settings, workers and counters.
+
+    `closing` turns true when a shutdown begins, `cutting` when its patience is over.
+    """
 
     def __init__(self, settings: ProxySettings, board: Scoreboard, row: Row) -> None:
         self.settings = settings
@@ -32,7 +39,9 @@ class Door:
         self.backends = Backends(settings, board, row)
         self.log = logging.getLogger("gunicorn.error")
         self.closing = False
+        self.cutting = False
         self.idle: set[Client] = set()
+        self.busy: set[Client] = set()
         self._opened = frozenset(route.encode() for route in settings.open_routes)
         self._watches: Iterable[gevent.Greenlet[..., None]] = ()
 
@@ -44,10 +53,20 @@ class Door:
         ]
 
     def close(self) -> None:
-        """Hang up on idle clients; every connection in use closes after its answer."""
+        """Hang up on idle clients; every connection in use closes after its answer.
+
+        What is still open shortly before gunicorn kills this process is ended with an error the
+        client can read.
+        """
         self.closing = True
         for client in list(self.idle):
             client.close_if_idle()
+        gevent.spawn_later(max(0.0, self.settings.drain_timeout - CUT_AHEAD), self._cut)
+
+    def _cut(self) -> None:
+        self.cutting = True
+        for client in list(self.busy):
+            client.abort_upstream()
 
     def admit(self, request: Request) -> tuple[int, bytes] | None:
         """Decide on a request by its head: an answer of our own, or None to take it to a worker.

@@ -19,6 +19,7 @@ from vllm_stack.proxy.failures import (
     ConnectFailed,
     Silent,
     StaleConnection,
+    Stopping,
     UpstreamFailure,
     may_retry,
     refusal_for,
@@ -94,7 +95,7 @@ class Exchange:
             try:
                 return self._attempt(backend)
             except UpstreamFailure as caught:
-                failure = caught
+                failure = Stopping() if self._door.cutting else caught
                 if not may_retry(failure, resent, is_inference(self._request.method, self._request.path)):
                     break
                 resent = resent or not failure.unsent
@@ -224,6 +225,7 @@ class Exchange:
         """
         self._door.row.count("failures")
         if head.is_events:
-            event = error_event(f"{failure}", SERVER_ERROR, "upstream_error")
+            message = str(Stopping() if self._door.cutting else failure)
+            event = error_event(message, SERVER_ERROR, "upstream_error")
             self._client.send(framing.event(event))
         raise ClientGone from failure

@@ -39,6 +39,13 @@ class Silent(UpstreamFailure):
     """The worker said nothing for longer than the response timeout."""
 
 
+class Stopping(UpstreamFailure):
+    """The proxy itself is shutting down, and its patience is over."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down")
+
+
 class ClientGone(Exception):
     """The client hung up: nobody is left to answer."""
 
@@ -70,6 +77,8 @@ def refusal_for(failure: UpstreamFailure | None, resent: bool) -> Refusal:
             kind=SERVER_ERROR,
             headers=_RETRY_SOON,
         )
+    if isinstance(failure, Stopping):
+        return Refusal(503, "shutting_down", failure.args[0], kind=SERVER_ERROR, headers=_RETRY_SOON)
     if isinstance(failure, Silent):
         return Refusal(504, "upstream_timeout", "The worker did not answer in time", kind=SERVER_ERROR)
     # Two workers broke on this one: a client that tries again would only break more.

@@ -34,6 +34,7 @@ class ProxySettings:
     max_body: int
     response_timeout: float
     pool_idle: float
+    drain_timeout: float
 
 
 def read_settings(path: Path) -> ProxySettings:
@@ -55,4 +56,5 @@ def read_settings(path: Path) -> ProxySettings:
         max_body=raw["max_body"],
         response_timeout=raw["response_timeout"],
         pool_idle=raw["pool_idle"],
+        drain_timeout=raw["drain_timeout"],
     )

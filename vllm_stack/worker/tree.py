@@ -82,7 +82,7 @@ class Tree:
             if waited > timeout:
                 say(f"processes {sorted(termed)} do not die after SIGKILL; the kernel holds them")
                 return False
-            time.sleep(0.02)
+            time.sleep(0.1)
         return True
 
     @staticmethod

@@ -1,0 +1,92 @@
+"""One stack of real vLLM servers on the CPU, with a tiny random model, for all end-to-end tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.ports import free_ports
+from tests.support.processes import ProcessLedger
+from vllm_stack.layout import Layout
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+KEY = "sk-end-to-end"
+
+
+class RealStack:
+    """A rendered stack with real vLLM, and the operator's commands on it."""
+
+    def __init__(self, home: Path, ledger: ProcessLedger) -> None:
+        self.home = home
+        self.layout = Layout.at(home / "out")
+        self.ledger = ledger
+        self.worker_ports = free_ports(2)
+        self.port, self.admin_port = free_ports(2)
+
+    def render(self, model: Path) -> None:
+        options = {
+            "--workers": "2",
+            "--device": "cpu",
+            "--base-port": str(self.worker_ports[0]),
+            "--port": str(self.port),
+            "--admin-port": str(self.admin_port),
+            "--api-key": KEY,
+            "--host": "127.0.0.1",
+            "--out": "out",
+        }
+        words = [word for pair in options.items() for word in pair]
+        result = self.vllm_stack("render", str(model), *words, "--", "--max-model-len", "1024")
+        assert result.returncode == 0, result.stderr
+
+    def start(self) -> subprocess.Popen[bytes]:
+        self.ledger.watch(self.layout.out)
+        return self.ledger.start(
+            [BIN / "supervisord", "-c", "out/supervisord.conf"],
+            cwd=self.home,
+            log=self.home / "supervisord.out",
+        )
+
+    def vllm_stack(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self._run(str(BIN / "vllm-stack"), *words)
+
+    def supervisorctl(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self._run(str(BIN / "supervisorctl"), "-c", "out/supervisord.conf", *words)
+
+    def _run(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(argv, cwd=self.home, capture_output=True, text=True, check=False, timeout=600)
+
+    def log(self, name: str) -> str:
+        return (self.layout.logs / f"{name}.log").read_text("utf-8", "replace")
+
+    @property
+    def name(self) -> str:
+        return str(json.loads(self.layout.stack_json.read_text())["name"])
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of 100,000 parameters; made in another process, because it needs torch."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    subprocess.run(
+        [sys.executable, "tests/tiny_model.py", str(path)], cwd=REPOSITORY, check=True, timeout=300
+    )
+    return path
+
+
+@pytest.fixture
+def real_stack(tmp_path: Path, tiny_model: Path) -> Iterator[RealStack]:
+    """A rendered stack that was not started; the test fails if a process of it is left at its end."""
+    assert (BIN / "vllm").exists(), "vLLM is not installed here: run `make install`"
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    with ProcessLedger(grace=60) as ledger:
+        stack = RealStack(tmp_path, ledger)
+        stack.render(tiny_model)
+        ledger.title_prefix = f"vllm-stack:{stack.name}"
+        yield stack
