@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vllm_stack.passthrough import has_option
 
-GIB = 1024**3
+MIB = 1024**2
 
 
 def split_cores(cores: tuple[int, ...], workers: int) -> list[tuple[int, ...]]:
@@ -20,18 +20,30 @@ def split_cores(cores: tuple[int, ...], workers: int) -> list[tuple[int, ...]]:
     return slices
 
 
-def cpu_arguments(workers: int, args: tuple[str, ...]) -> list[str]:
-    """Divide the memory: vLLM's share is of the whole node and each engine would take 0.92 of it."""
-    if has_option(args, "--gpu-memory-utilization"):
-        return []
-    return ["--gpu-memory-utilization", f"{0.8 / workers:.3f}"]
+def cpu_arguments(workers: int, memory_total: int, args: tuple[str, ...]) -> list[str]:
+    """Give the options a worker needs on a CPU, unless the user set them.
+
+    Without a size for its KV cache each engine takes 0.92 of the memory of its NUMA node, and a
+    second one does not start (`v1/worker/cpu_worker.py`): a quarter of the memory is divided among
+    them, at most 1 GiB each. Compiling takes minutes instead of seconds and gains nothing on a few
+    cores; compiled bfloat16 answered nonsense on an AVX2 machine.
+    """
+    arguments: list[str] = []
+    if not any(has_option(args, name) for name in ("--kv-cache-memory-bytes", "--gpu-memory-utilization")):
+        share = memory_total // 4 // workers
+        arguments += ["--kv-cache-memory-bytes", f"{max(256, min(1024, share // MIB))}M"]
+    if not any(has_option(args, name) for name in ("--enforce-eager", "--no-enforce-eager")):
+        arguments.append("--enforce-eager")
+    return arguments
 
 
-def cpu_environment(cores: tuple[int, ...], memory_total: int, workers: int) -> dict[str, str]:
-    """Pin the threads to the worker's cores and bound its KV cache (whole GiB, at least 1)."""
-    kv_cache = max(1, min(8, memory_total // GIB // (6 * workers)))
+def cpu_environment(cores: tuple[int, ...], tensor_parallel_size: int) -> dict[str, str]:
+    """Pin the threads to the worker's cores: left to itself, every engine takes the first ones.
+
+    The ranks of a tensor-parallel worker are separated by `|`.
+    """
+    ranks = split_cores(cores, tensor_parallel_size)
     return {
         "CUDA_VISIBLE_DEVICES": "",
-        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache),
-        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, rank)) for rank in ranks),
     }

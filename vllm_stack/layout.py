@@ -13,6 +13,7 @@ from vllm_stack.errors import OutputError
 # supervisord binds its socket as PATH.PID and then links it; a unix socket path holds 107 bytes.
 _SOCKET_PATH_MAX = 107 - len(".4194304")
 # These go into supervisord.conf as they are: no character that its parser gives a meaning to.
+_WORKER_NAME = re.compile(r"worker-(0|[1-9][0-9]*)")
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./:,@+=-]*")
 
 
@@ -82,10 +83,6 @@ class Layout:
         return self.secrets / "internal-key"
 
     @property
-    def client_keys(self) -> Path:
-        return self.secrets / "client-keys.json"
-
-    @property
     def logs(self) -> Path:
         return self.out / "logs"
 
@@ -101,6 +98,15 @@ class Layout:
     def box(self, name: str) -> Path:
         """The private working directory of a program; nothing else has a reason to be in there."""
         return self.run / name
+
+    def worker_boxes(self) -> list[str]:
+        """Name the workers that ever had a working directory here, those of earlier renders included."""
+        names = (path.name for path in self.run.glob("worker-*") if path.is_dir())
+        return sorted(name for name in names if _WORKER_NAME.fullmatch(name))
+
+    def stack_in_force(self) -> Path | None:
+        """The stack.json that the running proxy was started with; None before the first start."""
+        return next(iter(sorted(self.state.glob("proxy.*/stack.json"))), None)
 
     @property
     def pidfile(self) -> Path:

@@ -20,7 +20,8 @@ import psutil
 
 from vllm_stack.program import boot_id
 
-MARKER = "VLLM_STACK_PROGRAM"
+# Not VLLM_...: vLLM warns of every variable with that prefix that it does not know.
+MARKER = "STACK_PROGRAM"
 
 
 @dataclass(frozen=True, slots=True)

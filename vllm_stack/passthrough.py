@@ -29,26 +29,28 @@ _SHORT = {
     "-pp": "--pipeline-parallel-size",
     "-dp": "--data-parallel-size",
 }
-# Options of vLLM 0.32 whose value is, or may be, a file or directory.
-_PATH_OPTIONS = frozenset(
+# Options of vLLM 0.32 whose value is a path.
+_PATHS = frozenset(
     {
         "--allowed-local-media-path",
-        "--chat-template",
         "--config",
         "--download-dir",
-        "--generation-config",
-        "--hf-config-path",
-        "--hf-overrides",
-        "--io-processor-plugin",
         "--log-config-file",
-        "--lora-modules",
         "--mm-encoder-fp8-scale-path",
         "--mm-encoder-fp8-scale-save-path",
-        "--model-loader-extra-config",
         "--reasoning-parser-plugin",
-        "--speculative-config",
-        "--tokenizer",
         "--tool-parser-plugin",
+    }
+)
+# And those whose value may be a path, or a name, or a text: a path if there is such a file.
+_PERHAPS_PATHS = frozenset(
+    {
+        "--chat-template",
+        "--generation-config",
+        "--hf-config-path",
+        "--lora-modules",
+        "--spec-model",
+        "--tokenizer",
     }
 )
 
@@ -69,8 +71,7 @@ def accept(
         if arg.startswith("-") and not _is_number(arg):
             option, equals, value = arg.partition("=")
             option = _canonical(option)
-            if option in _OURS:
-                raise UsageError(f"{arg!r} after `--` is set by vllm-stack: {_OURS[option]}")
+            _refuse_ours(arg, option)
             if equals:
                 arg = f"{arg.partition('=')[0]}={_absolute(option, value, here, exists)}"
         else:
@@ -82,6 +83,18 @@ def accept(
 def has_option(args: tuple[str, ...], name: str) -> bool:
     """Tell whether the user set vLLM's option `name` (`--dashes`) themselves."""
     return any(_canonical(arg.partition("=")[0]) == name for arg in args if arg.startswith("-"))
+
+
+def _refuse_ours(arg: str, option: str) -> None:
+    """vLLM's parser takes `--por` for `--port`: an abbreviation of an option of ours is one, too."""
+    if option in _OURS:
+        raise UsageError(f"{arg!r} after `--` is set by vllm-stack: {_OURS[option]}")
+    for ours, instead in _OURS.items():
+        if len(option) > len("--") and ours.startswith(option):
+            raise UsageError(
+                f"{arg!r} after `--` can be read as {ours}, which is set by vllm-stack ({instead}): "
+                "write the option out"
+            )
 
 
 def _canonical(option: str) -> str:
@@ -105,7 +118,6 @@ def _absolute(option: str, value: str, here: Path, exists: Callable[[Path], bool
     if not path or path.startswith(("/", "{", "[")):
         return value
     marked = path.startswith(("./", "../", "~/")) or path in (".", "..")
-    if not marked and option not in _PATH_OPTIONS:
-        return value
     target = here / Path(path).expanduser()
-    return f"{name}{equals}{target.absolute()}" if marked or exists(target) else value
+    is_path = marked or option in _PATHS or (option in _PERHAPS_PATHS and exists(target))
+    return f"{name}{equals}{target.absolute()}" if is_path else value

@@ -136,8 +136,10 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
                 port=port,
                 gpus=slices[index],
                 cores=cores[index],
-                argv=_argv(vllm, inventory.model, options, timings, port, device, args),
-                env=_environment(options, inventory, timings, layout, name, cores[index]),
+                argv=_argv(
+                    vllm, inventory.model, options, timings, port, device, inventory.memory_total, args
+                ),
+                env=_environment(options, timings, layout, name, cores[index]),
             )
             for index, port in enumerate(options.worker_ports)
         ),
@@ -170,6 +172,7 @@ def _argv(
     timings: Timings,
     port: int,
     device: str,
+    memory_total: int,
     args: tuple[str, ...],
 ) -> tuple[str, ...]:
     argv = [*vllm.argv, "serve", model.name, "--host", LOOPBACK, "--port", str(port)]
@@ -182,13 +185,12 @@ def _argv(
     # through supervisord's one reader thread: a slow disk there would stall the server.
     argv += ["--enable-server-load-tracking", "--disable-uvicorn-access-log"]
     if device == "cpu":
-        argv += cpu_arguments(options.workers, args)
+        argv += cpu_arguments(options.workers, memory_total, args)
     return (*argv, *args)
 
 
 def _environment(
     options: Options,
-    inventory: Inventory,
     timings: Timings,
     layout: Layout,
     name: str,
@@ -198,8 +200,13 @@ def _environment(
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(timings.worker_keep_alive),
         "VLLM_PROCESS_NAME_PREFIX": layout.process_title(name),
     }
+    # vLLM's sockets lie in the worker's own directory instead of /tmp, where stopped engines leave
+    # them; a socket's path holds 107 bytes, of which vLLM's names take 37.
+    box = str(layout.box(name))
+    if len(box) <= 70:
+        env["VLLM_RPC_BASE_PATH"] = box
     if cores:
-        env |= cpu_environment(cores, inventory.memory_total, options.workers)
+        env |= cpu_environment(cores, options.tensor_parallel_size)
     return env
 
 

@@ -13,6 +13,7 @@ from vllm_stack import __version__
 from vllm_stack.errors import OutputError
 from vllm_stack.files import File
 from vllm_stack.in_force import VARIABLE, fingerprint
+from vllm_stack.keys import hash_key
 from vllm_stack.layout import is_plain
 from vllm_stack.plan import Plan, WorkerPlan
 
@@ -45,14 +46,15 @@ def render(plan: Plan) -> list[File]:
     }
     # supervisord tells each program which options it was configured with (see `in_force`).
     options = {name: fingerprint([file.text.encode()]) for name, file in workers.items()}
-    options["proxy"] = fingerprint([proxy_json.text.encode(), gunicorn_conf.text.encode()])
+    stack_json = File(layout.stack_json, _json(_stack(plan)))
+    options["proxy"] = fingerprint(file.text.encode() for file in (proxy_json, gunicorn_conf, stack_json))
     supervisord_conf = _fill("supervisord.conf.j2", plan=plan, options=options, variable=VARIABLE)
     return [
         File(layout.supervisord_conf, supervisord_conf),
         gunicorn_conf,
         proxy_json,
         *workers.values(),
-        File(layout.stack_json, _json(_stack(plan))),
+        stack_json,
     ]
 
 
@@ -86,7 +88,7 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "workers": [{"name": worker.name, "port": worker.port} for worker in plan.workers],
         "policy": options.policy,
         "processes": options.proxy_processes,
-        "client_keys": str(layout.client_keys),
+        "client_keys": sorted(hash_key(key.encode()).hex() for key in options.api_keys),
         "internal_key": str(layout.internal_key),
         "open_routes": list(options.open_routes),
         "max_body": options.max_body,

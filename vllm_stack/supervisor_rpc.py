@@ -28,6 +28,8 @@ class Supervisor:
             return getattr(self._server.supervisor, method)(*params)
         except (http.client.HTTPException, xmlrpc.client.ProtocolError) as error:
             raise OSError(f"supervisord gave no answer: {error}") from error
+        finally:
+            self._server("close")()
 
     def pid(self) -> int | None:
         """Give supervisord's process id, None when nobody answers on the socket."""
@@ -48,7 +50,9 @@ class _UnixTransport(xmlrpc.client.Transport):
         self._timeout = timeout
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        return _UnixConnection(self._path, self._timeout)
+        connection = _UnixConnection(self._path, self._timeout)
+        self._connection = host, connection  # where `close` looks for it
+        return connection
 
 
 class _UnixConnection(http.client.HTTPConnection):

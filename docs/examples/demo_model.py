@@ -54,6 +54,9 @@ def find_gguf_folder() -> Path:
 
 def convert(source: Path, target: Path) -> None:
     """Dequantise the GGUF file in ``source`` and save it in ``target`` with tokenizer and chat template."""
+    os.environ["TQDM_DISABLE"] = (
+        "1"  # Read when tqdm is imported: its bars would bury the two lines of build().
+    )
     # Imported here, so that a model which is there already, or a missing package, need not wait for torch.
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -94,6 +97,8 @@ def build(directory: Path) -> None:
     if is_complete(directory):
         print(f"{directory}: already there")
         return
+    if directory.is_dir() and any(directory.iterdir()):
+        raise DemoModelError(f"{directory} holds something else: remove it or name another directory")
     source = find_gguf_folder()
     print(f"{directory}: converting SmolLM2-135M-Instruct, about 40 seconds ...", flush=True)
     directory.parent.mkdir(parents=True, exist_ok=True)

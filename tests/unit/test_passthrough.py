@@ -23,6 +23,8 @@ from vllm_stack.passthrough import accept, has_option
         ("--data-parallel-size=2",),
         ("--root-path", "/x"),
         ("--revision", "main"),
+        ("--por=1",),
+        ("--tens", "2"),
     ],
 )
 def test_options_of_ours_are_refused_with_the_one_to_use(args: tuple[str, ...]) -> None:
@@ -40,7 +42,15 @@ def test_relative_paths_become_absolute(tmp_path: Path) -> None:
     """Workers run in directories of their own, where `./x` would be something else."""
     (tmp_path / "chat.jinja").touch()
     (tmp_path / "auto").touch()
-    args = ("--chat-template", "chat.jinja", "--download-dir=./models", "--lora-modules", "a=./a", "--x", "../y")
+    args = (
+        "--chat-template",
+        "chat.jinja",
+        "--download-dir=./models",
+        "--lora-modules",
+        "a=./a",
+        "--x",
+        "../y",
+    )
     assert accept(args, cwd=tmp_path) == (
         "--chat-template",
         f"{tmp_path}/chat.jinja",

@@ -8,7 +8,7 @@ from pathlib import Path
 from vllm_stack.errors import OutputError
 from vllm_stack.files import File, make_directories, write_files
 from vllm_stack.inventory import take_inventory
-from vllm_stack.keys import hash_key, new_key
+from vllm_stack.keys import new_key
 from vllm_stack.layout import Layout
 from vllm_stack.options import Options
 from vllm_stack.plan import Plan, make_plan
@@ -33,20 +33,20 @@ def _write(plan: Plan, files: list[File]) -> None:
         raise OutputError(f"--out {layout.out} is a file")
     boxes = (layout.box(name) for name in ("proxy", *(worker.name for worker in plan.workers)))
     make_directories((*layout.directories, *boxes))
-    write_files([*_secrets(plan), *files])
+    write_files([*_internal_key(plan), *files])
+    # A running worker that was rendered away goes by its copy (see `in_force`).
+    for path in {layout.worker_json(name) for name in layout.worker_boxes()} - {f.path for f in files}:
+        path.unlink(missing_ok=True)
 
 
-def _secrets(plan: Plan) -> list[File]:
-    """Give the client keys as hashes, and the internal key unless there is one already.
+def _internal_key(plan: Plan) -> list[File]:
+    """Give the key of the workers, unless there is one already.
 
-    The internal key outlives renders: the workers of a running stack ask for the one they know.
+    It outlives renders: the workers of a running stack ask for the one they know.
     """
-    layout = plan.layout
-    hashes = sorted(hash_key(key.encode()).hex() for key in plan.options.api_keys)
-    secrets = [File(layout.client_keys, json.dumps(hashes, indent=2) + "\n")]
-    if not layout.internal_key.exists():
-        secrets.append(File(layout.internal_key, new_key() + "\n"))
-    return secrets
+    if plan.layout.internal_key.exists():
+        return []
+    return [File(plan.layout.internal_key, new_key() + "\n")]
 
 
 def _ports_of_running_stack(layout: Layout) -> frozenset[int]:
@@ -58,7 +58,8 @@ def _ports_of_running_stack(layout: Layout) -> frozenset[int]:
     if Supervisor(layout.socket).pid() is None:
         return frozenset()
     try:
-        stack = json.loads(layout.stack_json.read_text("utf-8"))
+        in_force = layout.stack_in_force() or layout.stack_json
+        stack = json.loads(in_force.read_text("utf-8"))
         return frozenset(
             (stack["door"]["port"], stack["admin_port"], *(worker["port"] for worker in stack["workers"]))
         )

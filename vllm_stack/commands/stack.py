@@ -27,19 +27,20 @@ class Stack:
         return Supervisor(self.layout.socket)
 
     def identities(self) -> list[Identity]:
-        """Name every program of the stack by what its processes have in common."""
+        """Name every program by what its processes have in common, those of earlier renders included."""
         layout = self.layout
         return [
             Identity(layout.process_title(name), layout.box(name), layout.state / f"{name}.life.json")
-            for name in ("proxy", *self.worker_names)
+            for name in ("proxy", *sorted({*layout.worker_boxes(), *self.worker_names}))
         ]
 
 
 def find_stack(out: Path) -> Stack:
-    """Read the stack in `out`; raises `NoStack` when none was rendered there."""
+    """Read the stack in `out`, the one that runs if one does; raises `NoStack` if none was rendered."""
     layout = Layout.at(out)
+    running = layout.stack_in_force() if layout.socket.exists() else None
     try:
-        raw: dict[str, Any] = json.loads(layout.stack_json.read_text("utf-8"))
+        raw: dict[str, Any] = json.loads((running or layout.stack_json).read_text("utf-8"))
         return Stack(
             layout,
             tuple(worker["name"] for worker in raw["workers"]),

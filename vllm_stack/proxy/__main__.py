@@ -40,8 +40,8 @@ def main(argv: list[str]) -> int:
         return 0
     try:
         layout = Layout(Path(argv[1]).parent)
-        rendered = [Path(argv[1]), Path(argv[2])]
-        settings, config = options_in_force(rendered, layout.state, "proxy", environ.get(VARIABLE))
+        rendered = [Path(argv[1]), Path(argv[2]), layout.stack_json]
+        settings, config, _ = options_in_force(rendered, layout.state, "proxy", environ.get(VARIABLE))
         raw = json.loads(settings.read_text("utf-8"))
         identity = Identity(raw["title"], Path(raw["box"]), layout.state / "proxy.life.json")
         sweep(identity, _say)

@@ -56,7 +56,7 @@ class AnswerHead:
         self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name, value))
+        self.headers.append((name, value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
         self._complete = True
@@ -95,7 +95,7 @@ class AnswerHead:
         if self.has_no_body(request.method):
             return Length(0)
         if self.chunked:
-            return Chunked(self.is_events) if request.http_1_1 else Dechunked()
+            return Chunked(self.is_events) if request.http_1_1 else Dechunked(self.is_events)
         return Length(self.length) if self.length is not None else UntilClose(request.http_1_1)
 
     def head_for(self, request: Request, keep_alive: bool) -> bytes:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import gevent
 
 from vllm_stack.proxy import health
 from vllm_stack.proxy.auth import check_key
 from vllm_stack.proxy.backends import Backends
+from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.refusal import Refusal
 from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.routes import HEALTH, LIVENESS, is_closed
 from vllm_stack.proxy.scoreboard import Row, Scoreboard
 from vllm_stack.proxy.settings import ProxySettings
-
-if TYPE_CHECKING:
-    from vllm_stack.proxy.client import Client
-
 
 # Seconds before the end of the drain at which open answers are cut.
 CUT_AHEAD = 1.0
@@ -40,8 +36,8 @@ class Door:
         self.log = logging.getLogger("gunicorn.error")
         self.closing = False
         self.cutting = False
-        self.idle: set[Client] = set()
-        self.busy: set[Client] = set()
+        self.idle: set[Peer] = set()
+        self.busy: set[Peer] = set()
         self._opened = frozenset(route.encode() for route in settings.open_routes)
         self._watches: Iterable[gevent.Greenlet[..., None]] = ()
 
@@ -59,14 +55,14 @@ class Door:
         client can read.
         """
         self.closing = True
-        for client in list(self.idle):
-            client.close_if_idle()
+        for peer in list(self.idle):
+            peer.hang_up()
         gevent.spawn_later(max(0.0, self.settings.drain_timeout - CUT_AHEAD), self._cut)
 
     def _cut(self) -> None:
         self.cutting = True
-        for client in list(self.busy):
-            client.abort_upstream()
+        for peer in list(self.busy):
+            peer.abort_upstream()
 
     def admit(self, request: Request) -> tuple[int, bytes] | None:
         """Decide on a request by its head: an answer of our own, or None to take it to a worker.

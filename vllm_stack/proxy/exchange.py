@@ -6,11 +6,10 @@ on, release. A failure goes to `failures.may_retry`, then to `failures.refusal_f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vllm_stack.openai import SERVER_ERROR, error_event
 from vllm_stack.proxy.answer_head import HOP_BY_HOP, MAX_HEAD, AnswerHead
 from vllm_stack.proxy.backends import Backend
+from vllm_stack.proxy.door import Door
 from vllm_stack.proxy.failures import (
     Aborted,
     BadAnswer,
@@ -24,14 +23,12 @@ from vllm_stack.proxy.failures import (
     may_retry,
     refusal_for,
 )
-from vllm_stack.proxy.framing import ABORT, Framing
+from vllm_stack.proxy.framing import ABORT, STOPPED, Framing
+from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.relay import READ_SIZE, WRITE_TIMEOUT, Relay
 from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.routes import is_inference
 from vllm_stack.proxy.upstream import Upstream
-
-if TYPE_CHECKING:
-    from vllm_stack.proxy.client import Client
 
 # An answer up to this size is read to its end before a byte goes out: until then it can be retried.
 HELD_ANSWER = 256 * 1024
@@ -75,60 +72,68 @@ def upstream_head(request: Request, internal_key: str, client_ip: str) -> bytes:
 class Exchange:
     """One request of one client; `run` answers it in every case."""
 
-    def __init__(self, client: Client, request: Request) -> None:
-        self._client = client
-        self._door = client.door
+    def __init__(self, door: Door, peer: Peer, request: Request) -> None:
+        self._door = door
+        self._peer = peer
         self._request = request
-        self._head = upstream_head(request, self._door.settings.internal_key, client.ip)
-        self._keep_alive = request.keep_alive and not self._door.closing
+        self._head = upstream_head(request, door.settings.internal_key, peer.ip)
+        self._keep_alive = request.keep_alive and not door.closing
 
     def run(self) -> bool:
         """Answer the request; True if the connection can carry another one.
 
         Raises `ClientGone` when nobody is left to answer.
         """
+        inference = is_inference(self._request.method, self._request.path)
         tried: set[int] = set()
-        resent = False
+        sent = 0
         failure: UpstreamFailure | None = None
-        while (backend := self._door.backends.choose(tried)) is not None:
-            tried.add(backend.index)
+        backend = self._door.backends.choose(tried)
+        while backend is not None:
+            if sent:
+                self._door.row.count("retries")
             try:
-                return self._attempt(backend)
+                return self._attempt(backend, fresh=isinstance(failure, StaleConnection))
             except UpstreamFailure as caught:
                 failure = Stopping() if self._door.cutting else caught
-                if not may_retry(failure, resent, is_inference(self._request.method, self._request.path)):
-                    break
-                resent = resent or not failure.unsent
-                self._door.row.count("retries")
+            sent += not failure.unsent
+            if not may_retry(failure, sent > 1, inference):
+                break
+            tried.add(backend.index)
+            # A kept connection that died says nothing of its worker: the only one gets another.
+            alone = backend if isinstance(failure, StaleConnection) else None
+            backend = self._door.backends.choose(tried) or alone
         self._door.row.count("failures")
-        return self._client.refuse(refusal_for(failure, resent), self._request, self._keep_alive)
+        return self._peer.refuse(refusal_for(failure, sent > 1), self._request, self._keep_alive)
 
-    def _attempt(self, backend: Backend) -> bool:
+    def _attempt(self, backend: Backend, fresh: bool) -> bool:
         self._door.backends.lease(backend)
+        self._door.busy.add(self._peer)
         try:
-            upstream = self._connect(backend)
+            upstream = self._connect(backend, fresh)
             reusable = False
             try:
-                with self._client.watching(upstream):
-                    keep_alive, reusable = self._pass_on(upstream)
-                return keep_alive
-            except (Broken, StaleConnection):
+                with self._peer.watching(upstream):
+                    reusable = self._pass_on(backend, upstream)
+                return self._keep_alive
+            except Broken:
                 backend.suspect("connection broke")
                 raise
             finally:
                 backend.pool.put(upstream) if reusable else upstream.close()
         finally:
+            self._door.busy.discard(self._peer)
             self._door.backends.release(backend)
 
-    def _connect(self, backend: Backend) -> Upstream:
+    def _connect(self, backend: Backend, fresh: bool) -> Upstream:
         try:
-            return backend.pool.take()
+            return backend.pool.connect() if fresh else backend.pool.take()
         except OSError:
             backend.suspect("not listening")
             raise ConnectFailed(f"{backend.name} does not listen") from None
 
-    def _pass_on(self, upstream: Upstream) -> tuple[bool, bool]:
-        """Send the request and pass the answer on; (client may go on, worker connection may)."""
+    def _pass_on(self, backend: Backend, upstream: Upstream) -> bool:
+        """Send the request and pass the answer on; gives whether the connection can be kept."""
         try:
             self._send(upstream)
             head, rest = self._read_head(upstream)
@@ -136,14 +141,16 @@ class Exchange:
             start = head.head_for(self._request, self._keep_alive)
             if head.length is not None and head.length <= HELD_ANSWER:
                 body = self._read_held(upstream, framing, rest)
-                self._client.send(start + body)
+                if ABORT in body or (head.status >= 500 and backend.is_stopping()):
+                    raise Aborted(STOPPED)
+                self._peer.send(start + body)
             else:
                 self._stream(upstream, framing, head, start, rest)
         except UpstreamFailure:
-            if self._client.gone:
+            if self._peer.gone:
                 raise ClientGone from None
             raise
-        return self._keep_alive, framing.clean and head.keeps_alive
+        return framing.clean and head.keeps_alive
 
     def _send(self, upstream: Upstream) -> None:
         upstream.sock.settimeout(WRITE_TIMEOUT)
@@ -161,7 +168,7 @@ class Exchange:
         """Read up to the end of the final head, past any 1xx; gives what came of the body too."""
         data = b""
         while True:
-            end = data.find(b"\r\n\r\n")
+            end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
             if end >= 0:
                 head = AnswerHead(data[: end + 4])
                 data = data[end + 4 :]
@@ -170,7 +177,7 @@ class Exchange:
                 if head.status == 101:
                     raise BadAnswer("The worker switched protocols without being asked")
                 continue
-            if len(data) > MAX_HEAD:
+            if len(data) >= MAX_HEAD:
                 raise BadAnswer(f"The head of the worker's answer exceeds {MAX_HEAD} bytes")
             more = self._receive(upstream)
             if not more and data:
@@ -187,10 +194,7 @@ class Exchange:
             if not data:
                 raise Broken("The worker hung up in the middle of its answer")
             parts.append(framing.feed(data))
-        body = b"".join(parts)
-        if ABORT in body:
-            raise Aborted("The worker was stopped while it answered")
-        return body
+        return b"".join(parts)
 
     def _receive(self, upstream: Upstream) -> bytes:
         upstream.sock.settimeout(self._door.settings.response_timeout)
@@ -210,11 +214,11 @@ class Exchange:
         self, upstream: Upstream, framing: Framing, head: AnswerHead, start: bytes, rest: bytes
     ) -> None:
         """Pass a long answer on as it comes. Once it has begun it is never retried."""
-        relay = Relay(self._client.sock, upstream, framing, self._door.settings.response_timeout)
+        relay = Relay(self._peer.sock, upstream, framing, self._door.settings.response_timeout)
         try:
             relay.run(rest, start)
         except UpstreamFailure as failure:
-            if self._client.gone or not relay.sent:
+            if self._peer.gone or not relay.sent:
                 raise
             self._cut(framing, head, failure)
 
@@ -227,5 +231,5 @@ class Exchange:
         if head.is_events:
             message = str(Stopping() if self._door.cutting else failure)
             event = error_event(message, SERVER_ERROR, "upstream_error")
-            self._client.send(framing.event(event))
+            self._peer.send(framing.event(event))
         raise ClientGone from failure

@@ -12,25 +12,33 @@ from typing import Protocol
 
 import httptools
 
-from vllm_stack.proxy.failures import Aborted, BadAnswer
+from vllm_stack.proxy.failures import Aborted, BadAnswer, UpstreamFailure
 
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?")
 _MAX_SIZE_LINE = 256
+# An empty line, in every spelling of line ends that the standard has (WHATWG HTML section 9.2.5).
+_EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
 _MAX_TRAILER = 16384
 # An SSE event larger than this is passed on in parts: memory stays bounded.
 _MAX_HELD_EVENT = 1024 * 1024
 # A JSON string cannot hold these bytes: inside one the quotes would be escaped.
+STOPPED = "The worker was stopped while it answered"
 ABORT = b'"finish_reason":"abort"'
 
 
 class Framing(Protocol):
-    """One answer's framing. `done` after its last byte; `clean` unless the worker sent more than it."""
+    """One answer's framing.
+
+    `done` after its last byte, `clean` unless the worker sent more than it; `failure` once it can
+    never be done: it is raised after what `feed` gave has gone out.
+    """
 
     done: bool
     clean: bool
+    failure: UpstreamFailure | None
 
     def feed(self, data: bytes) -> bytes:
-        """Take the worker's next bytes, give the client's; raises `UpstreamFailure`."""
+        """Take the worker's next bytes, give the client's."""
         ...
 
     def end(self) -> bytes:
@@ -49,6 +57,7 @@ class Length:
         self._left = length
         self.done = length == 0
         self.clean = True
+        self.failure: UpstreamFailure | None = None
 
     def feed(self, data: bytes) -> bytes:
         if len(data) > self._left:
@@ -75,24 +84,27 @@ class Chunked:
     def __init__(self, events: bool) -> None:
         self._events = events
         self._held = b""
+        # Where in `_held` the first chunk begins that was not walked yet.
+        self._walked = 0
         # Bytes to come of a chunk whose beginning went out already, its CRLF included.
         self._left = 0
         self.done = False
         self.clean = True
+        self.failure: UpstreamFailure | None = None
 
     def feed(self, data: bytes) -> bytes:
         if self._held:
             data = self._held + data
-        if self._events and ABORT in data:
-            raise Aborted("The worker was stopped while it answered")
         whole = self._walk(data)
         if whole == len(data):
             self._held = b""
+            self._walked = 0
             return data
         if self.done:
             self.clean, self._held = False, b""
         else:
             self._held = data[whole:]
+            self._walked = max(0, self._walked - whole)
         return data[:whole]
 
     def end(self) -> bytes:
@@ -105,72 +117,109 @@ class Chunked:
     def _walk(self, data: bytes) -> int:
         """Give the end of what may go out: whole chunks, and for events whole events."""
         length = len(data)
-        position = self._left
-        if position:
-            if length < position:
-                passed = max(0, min(length, position - 2))
+        if self._left:
+            if length < self._left:
+                passed = max(0, min(length, self._left - 2))
                 self._left -= passed
                 return passed
-            _expect_crlf(data, position - 2)
+            position = whole = self._left
             self._left = 0
-        whole = position
+            if not _is_crlf(data, position - 2):
+                return self._fail(0, BadAnswer("The worker sent a chunk longer than its size"))
+        else:
+            position, whole = self._walked, 0
+        aborting = self._events and ABORT in data
         while position < length:
             eol = data.find(b"\r\n", position, position + _MAX_SIZE_LINE)
             if eol < 0:
                 if length - position >= _MAX_SIZE_LINE:
-                    raise BadAnswer("The worker sent a chunk size without end")
+                    return self._fail(whole, BadAnswer("The worker sent a chunk size without end"))
                 break
             size = _chunk_size(data[position:eol])
+            if size is None:
+                return self._fail(whole, BadAnswer("The worker sent a chunk size that is none"))
             if size == 0:
                 end = _trailer_end(data, eol + 2)
+                if end is None:
+                    return self._fail(whole, BadAnswer("The worker sent a trailer without end"))
                 self.done = end > 0
                 return end if self.done else whole
             end = eol + 2 + size
             if end + 2 > length:
-                return self._part(length, end, whole)
-            _expect_crlf(data, end)
+                break
+            if not _is_crlf(data, end):
+                return self._fail(whole, BadAnswer("The worker sent a chunk longer than its size"))
+            if aborting and ABORT in data[eol:end]:
+                return self._fail(whole, Aborted(STOPPED))
             position = end + 2
-            if not self._events or data[end - 2 : end] == b"\n\n":
+            if not self._events or data.endswith(_EVENT_ENDS, eol, end):
                 whole = position
-        return whole
+        return self._incomplete(data, position, whole)
 
-    def _part(self, length: int, end: int, whole: int) -> int:
-        """Decide on a chunk that is not all there: events wait for their end, other bytes do not."""
-        if self._events and length - whole < _MAX_HELD_EVENT:
+    def _incomplete(self, data: bytes, position: int, whole: int) -> int:
+        """Decide on what follows the last whole event: events wait for their end, other bytes do not."""
+        self._walked = position
+        if self._events and len(data) - whole < _MAX_HELD_EVENT:
             return whole
-        passed = min(length, end)
+        eol = data.find(b"\r\n", position)
+        if eol < 0:
+            return position
+        # Pass the beginning of a chunk that is not all there (its size was read in `_walk`).
+        end = eol + 2 + (_chunk_size(data[position:eol]) or 0)
+        passed = min(len(data), end)
         self._left = end + 2 - passed
         return passed
+
+    def _fail(self, whole: int, failure: UpstreamFailure) -> int:
+        """Let what was whole go out; the relay raises the failure after it."""
+        self.failure = failure
+        return whole
 
 
 class Dechunked:
     """A chunked answer to an HTTP/1.0 client, which knows no chunks: its end is our close."""
 
-    def __init__(self) -> None:
-        self._payload: list[bytes] = []
-        self._parser = httptools.HttpResponseParser(self)
-        self._parser.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    def __init__(self, events: bool) -> None:
+        self._events = events
+        self._payload = b""
         self.done = False
         self.clean = True
+        self.failure: UpstreamFailure | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._parser.feed_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
 
     def on_body(self, data: bytes) -> None:
-        self._payload.append(data)
+        if self.done:
+            self.clean = False
+        else:
+            self._payload += data
+
+    def on_message_begin(self) -> None:
+        if self.done:
+            self.clean = False
 
     def on_message_complete(self) -> None:
         self.done = True
 
     def feed(self, data: bytes) -> bytes:
-        if ABORT in data:
-            raise Aborted("The worker was stopped while it answered")
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            if not self.done:
-                raise BadAnswer("The worker sent chunks that are none") from None
             self.clean = False
-        payload = b"".join(self._payload)
-        self._payload.clear()
-        return payload
+            if not self.done:
+                self.failure = BadAnswer("The worker sent chunks that are none")
+        if self._events and ABORT in self._payload:
+            self.failure = Aborted(STOPPED)
+            self._payload = self._payload[: self._payload.index(ABORT)]
+        whole = len(self._payload)
+        if self._events and not self.done:
+            whole = max(
+                self._payload.rfind(end) + len(end) if end in self._payload else 0 for end in _EVENT_ENDS
+            )
+            if len(self._payload) - whole > _MAX_HELD_EVENT:
+                whole = len(self._payload)
+        out, self._payload = self._payload[:whole], self._payload[whole:]
+        return out
 
     def end(self) -> bytes:
         raise BadAnswer("The worker's answer ended before its last chunk")
@@ -190,8 +239,12 @@ class UntilClose:
         self._chunk = chunk
         self.done = False
         self.clean = False  # such a connection is over in any case
+        self.failure: UpstreamFailure | None = None
 
     def feed(self, data: bytes) -> bytes:
+        if ABORT in data:
+            self.failure = Aborted(STOPPED)
+            return b""
         return self.event(data)
 
     def end(self) -> bytes:
@@ -205,29 +258,28 @@ class UntilClose:
 _known_sizes: dict[bytes, int] = {}
 
 
-def _chunk_size(line: bytes) -> int:
+def _chunk_size(line: bytes) -> int | None:
     """Read a chunk-size line strictly: `int` alone would take "+3", "0x3" and "1_0"."""
     size = _known_sizes.get(line)
     if size is None:
         match = _CHUNK_SIZE.fullmatch(line)
         if match is None:
-            raise BadAnswer("The worker sent a chunk size that is none")
+            return None
         size = int(match[1], 16)
         if len(_known_sizes) < 4096:
             _known_sizes[line] = size
     return size
 
 
-def _expect_crlf(data: bytes, position: int) -> None:
-    if data[position : position + 2] != b"\r\n":
-        raise BadAnswer("The worker sent a chunk longer than its size")
+def _is_crlf(data: bytes, position: int) -> bool:
+    return data[position : position + 2] == b"\r\n"
 
 
-def _trailer_end(data: bytes, position: int) -> int:
-    """Give the end of the trailer section that begins at `position`, -1 if it is not all there."""
-    if data[position : position + 2] == b"\r\n":
+def _trailer_end(data: bytes, position: int) -> int | None:
+    """Give the end of the trailer section that begins at `position`: -1 if not all there, None if endless."""
+    if _is_crlf(data, position):
         return position + 2
     end = data.find(b"\r\n\r\n", position)
     if end < 0 and len(data) - position > _MAX_TRAILER:
-        raise BadAnswer("The worker sent a trailer without end")
+        return None
     return end + 4 if end >= 0 else -1

@@ -40,7 +40,10 @@ class Relay:
     def run(self, first: bytes, head: bytes) -> None:
         """Send `head` and what is there of the body, then all that follows, until its end."""
         out = self._framing.feed(first) if first else b""
+        if self._framing.failure is not None and not out:
+            raise self._framing.failure
         self._send_all(head + out)
+        self._raise_failure()
         try:
             while not self._framing.done:
                 self._sleep()
@@ -59,6 +62,11 @@ class Relay:
         if self._unsent:
             unsent, self._unsent = self._unsent, b""
             self._send_all(unsent)
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._framing.failure is not None:
+            raise self._framing.failure
 
     def _wait(self) -> None:
         while True:
@@ -104,7 +112,7 @@ class Relay:
             if sent < len(out):
                 self._unsent = out[sent:]
                 return True
-        return self._framing.done
+        return self._framing.done or self._framing.failure is not None
 
     def _send_all(self, data: bytes) -> None:
         if not data:

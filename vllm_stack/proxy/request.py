@@ -25,6 +25,7 @@ MAX_ID = 128
 METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS"})
 _BAD_IN_PATH = (b"//", b"\\", b"\0")
 _BROKEN_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_AUTHORITY = re.compile(rb"[^/?#]*")
 _FRAMING_HEADERS = frozenset({b"transfer-encoding", b"content-length"})
 
 
@@ -73,6 +74,7 @@ class RequestParser:
         self._body_bytes = 0
         self._refusal: Refusal | None = None
         self._resuming = False
+        self._fed = b""
         self.requests: deque[Request] = deque()
 
     @property
@@ -81,7 +83,28 @@ class RequestParser:
         return self._head_bytes > 0 or (self._current is not None and not self._current.complete)
 
     def feed(self, data: bytes) -> None:
-        """Take the client's next bytes; raises `Refusal` for what cannot be accepted."""
+        """Take the client's next bytes; raises `Refusal` for what cannot be accepted.
+
+        Complete requests before the bad bytes are answered first: then the refusal waits for
+        `raise_refusal`.
+        """
+        try:
+            self._feed(data)
+        except Refusal as refusal:
+            self._refusal = refusal
+            if not self._whole_requests():
+                raise
+
+    def raise_refusal(self) -> None:
+        """Raise what `feed` found behind the requests that have been answered since."""
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _whole_requests(self) -> bool:
+        return bool(self.requests) and self.requests[0].complete
+
+    def _feed(self, data: bytes) -> None:
+        self._fed = data
         if self._in_head:
             self._head_bytes += len(data)
         else:
@@ -117,7 +140,7 @@ class RequestParser:
         self._parser = httptools.HttpRequestParser(self)
         self._resuming = True
         request.complete = False
-        self.feed(b"POST / HTTP/1.1\r\nHost: resumed\r\n" + framing + b"\r\n" + rest)
+        self._feed(b"POST / HTTP/1.1\r\nHost: resumed\r\n" + framing + b"\r\n" + rest)
 
     # What follows is called by llhttp.
 
@@ -144,7 +167,7 @@ class RequestParser:
             self._refuse(431, "headers_too_large", f"A request header exceeds {MAX_HEADER} bytes")
         if len(request.headers) >= MAX_HEADERS:
             self._refuse(431, "too_many_headers", f"More than {MAX_HEADERS} request headers")
-        request.headers.append((name, value))
+        request.headers.append((name, value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
         request = self._require_current()
@@ -154,6 +177,9 @@ class RequestParser:
             return
         try:
             request.method = self._parser.get_method()
+            # llhttp takes RTSP too, which shares this one method, and does not say which it was.
+            if request.method == b"OPTIONS" and b" RTSP/" in self._fed:
+                raise _bad("Only HTTP is spoken here")
             _check_head(request, self._parser.get_http_version())
             request.keep_alive = request.http_1_1 and self._parser.should_keep_alive()
             length = request.values(b"content-length")
@@ -248,8 +274,9 @@ def _origin_form(target: bytes) -> bytes:
         scheme, separator, rest = target.partition(b"://")
         if not separator or scheme.lower() not in (b"http", b"https"):
             raise _bad("The request target is not a path")
-        slash = rest.find(b"/")
-        target = rest[slash:] if slash >= 0 else b"/" + rest[len(rest.partition(b"?")[0]) :]
+        target = rest[len(_AUTHORITY.match(rest)[0]) :]  # type: ignore[index]  # matches anything
+        if not target.startswith(b"/"):
+            target = b"/" + target
     if b"#" in target:
         raise _bad("The request target has a fragment")
     return target

@@ -41,7 +41,6 @@ def read_settings(path: Path) -> ProxySettings:
     """Read what `render` wrote; raises `OSError`, `ValueError` or `KeyError` for anything else."""
     raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
     state = Path(raw["state"])
-    hashes = json.loads(Path(raw["client_keys"]).read_text("utf-8"))
     return ProxySettings(
         admin_port=raw["admin_port"],
         workers=tuple(
@@ -50,7 +49,7 @@ def read_settings(path: Path) -> ProxySettings:
         ),
         policy=raw["policy"],
         processes=raw["processes"],
-        client_keys=tuple(bytes.fromhex(digest) for digest in hashes),
+        client_keys=tuple(bytes.fromhex(digest) for digest in raw["client_keys"]),
         internal_key=Path(raw["internal_key"]).read_text("utf-8").strip(),
         open_routes=tuple(raw["open_routes"]),
         max_body=raw["max_body"],

@@ -29,13 +29,18 @@ class Failure:
     @property
     def how(self) -> str:
         """Say in words how it ended."""
-        if self.returncode < 0:
-            return f"was killed by {_signal_name(-self.returncode)}"
-        return f"ended with exit code {self.returncode}"
+        return describe_end(self.returncode)
 
     def age(self) -> float | None:
         """Give the seconds since the failure, None if the machine was booted since."""
         return boot_clock() - self.at if self.boot == boot_id() else None
+
+
+def describe_end(returncode: int) -> str:
+    """Say in words how a process ended, from its return code as `subprocess` gives it."""
+    if returncode < 0:
+        return f"was killed by {_signal_name(-returncode)}"
+    return f"ended with exit code {returncode}"
 
 
 def boot_clock() -> float:
@@ -63,8 +68,15 @@ def record_failure(path: Path, returncode: int, seconds_alive: float) -> Failure
 def last_failure(path: Path) -> Failure | None:
     """Read the record; a missing or damaged one counts as no failure."""
     try:
-        return Failure(**json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError):
+        raw = json.loads(path.read_text("utf-8"))
+        return Failure(
+            at=float(raw["at"]),
+            boot=str(raw["boot"]),
+            time=str(raw["time"]),
+            returncode=int(raw["returncode"]),
+            seconds_alive=float(raw["seconds_alive"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

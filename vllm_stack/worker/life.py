@@ -15,23 +15,29 @@ never given up (FATAL).
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
+import socket
 import sys
 import time
+from collections.abc import Iterator
 
 from vllm_stack.leftovers import MARKER, sweep
 from vllm_stack.program import STOP_SIGNALS, Order, ask_supervisord, take_signal
-from vllm_stack.worker.failure import last_failure, record_failure
+from vllm_stack.worker.failure import describe_end, last_failure, record_failure
 from vllm_stack.worker.spec import Spec
 from vllm_stack.worker.tree import Tree
 
 # What must not leak from the operator's shell into a server: development mode opens control routes
 # without a key (vllm/envs.py), and supervisord's own variables are nobody else's business.
-_NOT_INHERITED = ("VLLM_SERVER_DEV_MODE", "VLLM_API_KEY", "VLLM_STACK_API_KEY", "SUPERVISOR_")
+_NOT_INHERITED = ("VLLM_SERVER_DEV_MODE", "VLLM_API_KEY", "VLLM_STACK_", "SUPERVISOR_")
 EXIT_ENGINE_DIED = 70  # sysexits.h EX_SOFTWARE: stands in for an exit code 0 nobody asked for
 # Seconds from the notice to the TERM: the proxy looks for notices every 0.2 s.
 NOTICE = 0.5
+# Seconds between two TERMs to a server that is still starting.
+REPEAT_TERM = 2.0
 EXIT_CANNOT_START = 127  # as a shell says it
 
 
@@ -47,24 +53,36 @@ class Life:
         """Live this life; gives the exit code that tells supervisord how it ended."""
         if ask_supervisord(self._environ) is not Order.RUN:
             self._say("told to stop before the start: nothing was started")
-            self._spec.failure.unlink(missing_ok=True)
+            self._forget_failure()
             return 0
         identity = self._spec.identity
         sweep(identity, self._say)
-        identity.record_life()
+        with self._noting("the working directory could not be emptied"):
+            self._empty_box()
+        with self._noting("this life could not be recorded"):
+            identity.record_life()
         if self._wait_out_last_failure() or self._stop_is_pending():
-            self._spec.failure.unlink(missing_ok=True)
+            self._forget_failure()
             return 0
-        self._spec.stopping.unlink(missing_ok=True)
+        with self._noting("the notice of the last stop could not be removed"):
+            self._spec.stopping.unlink(missing_ok=True)
         try:
             tree = Tree(self._spec.argv, self._server_environment(), self._spec.box)
         except OSError as error:
             self._say(f"vLLM cannot be started: {error}")
-            record_failure(self._spec.failure, EXIT_CANNOT_START, 0.0)
+            self._record_failure(EXIT_CANNOT_START, 0.0)
             return EXIT_CANNOT_START
         self._say(f"started vLLM on port {self._spec.port}, process {tree.pid}")
         asked = self._watch(tree)
         return self._end(tree, asked)
+
+    def _empty_box(self) -> None:
+        """Remove what earlier lives left in the working directory: the sockets of dead engines."""
+        for path in self._spec.box.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def _wait_out_last_failure(self) -> bool:
         """Wait until the delay after the last failure is over; True when a stop ended the wait."""
@@ -94,12 +112,13 @@ class Life:
         of the grace, kills it.
         """
         deadline: float | None = None
+        starting = False
         while tree.reap() is None:
-            timeout = 60.0 if deadline is None else deadline - time.monotonic()
-            signum = take_signal(timeout)
+            signum = take_signal(self._patience(deadline, starting))
             if signum in STOP_SIGNALS and deadline is None:
                 self._say(f"told to stop: vLLM has {self._spec.stop_grace:.0f} s")
                 deadline = time.monotonic() + self._spec.stop_grace
+                starting = not _listens(self._spec.port)
                 tree.signal(signal.SIGKILL if self._tell_proxy() else signal.SIGTERM)
             elif signum in STOP_SIGNALS:
                 self._say("told to stop again: killing vLLM")
@@ -110,7 +129,20 @@ class Life:
                 self._say("vLLM did not stop in time: killing it")
                 tree.signal(signal.SIGKILL)
                 deadline += 5
+            elif starting and signum is None:
+                tree.signal(signal.SIGTERM)
         return deadline is not None
+
+    @staticmethod
+    def _patience(deadline: float | None, starting: bool) -> float:
+        """Give the seconds to wait for the next signal.
+
+        vLLM can lose a TERM while it starts its engine and go on to serve: `zmq_socket_ctx`
+        (vllm/utils/network_utils.py) swallows the KeyboardInterrupt it is turned into. So it is
+        repeated, but only to a server that was not serving: a drain must not be hurried.
+        """
+        left = 60.0 if deadline is None else deadline - time.monotonic()
+        return min(left, REPEAT_TERM) if starting else left
 
     def _tell_proxy(self) -> bool:
         """Have the proxy send elsewhere before vLLM drains; True if a second stop signal came.
@@ -118,7 +150,8 @@ class Life:
         While it drains, vLLM still takes requests and answers them 200 with `finish_reason:
         "abort"` (vllm#57082). When supervisord goes down, the proxy has stopped already.
         """
-        self._spec.stopping.touch(mode=0o600)
+        with self._noting("the proxy could not be told"):
+            self._spec.stopping.touch(mode=0o600)
         if ask_supervisord(self._environ) is Order.SHUTDOWN:
             return False
         deadline = time.monotonic() + NOTICE
@@ -133,11 +166,10 @@ class Life:
         assert returncode is not None  # noqa: S101 - _watch returns only then
         if not asked:
             # Recorded before the reaping: whatever happens to us now, the next start waits.
-            failure = record_failure(self._spec.failure, returncode, seconds)
-            self._say(f"vLLM {failure.how} after {seconds:.0f} s, and nobody had asked it to")
+            self._record_failure(returncode, seconds)
         tree.end_stragglers(self._say)
         if asked or self._stop_is_pending():
-            self._spec.failure.unlink(missing_ok=True)
+            self._forget_failure()
             self._say("stopped")
             return 0
         return returncode or EXIT_ENGINE_DIED if returncode >= 0 else 128 - returncode
@@ -146,6 +178,23 @@ class Life:
         inherited = {k: v for k, v in self._environ.items() if not k.startswith(_NOT_INHERITED)}
         secrets = {name: path.read_text("utf-8").strip() for name, path in self._spec.secret_env.items()}
         return inherited | self._spec.env | secrets | {MARKER: self._spec.title, "PWD": str(self._spec.box)}
+
+    def _record_failure(self, returncode: int, seconds: float) -> None:
+        self._say(f"vLLM {describe_end(returncode)} after {seconds:.0f} s, and nobody had asked it to")
+        with self._noting("the failure could not be recorded, so the next start will not wait"):
+            record_failure(self._spec.failure, returncode, seconds)
+
+    def _forget_failure(self) -> None:
+        with self._noting("the last failure could not be forgotten"):
+            self._spec.failure.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        """Say what a full or broken disk prevented, and go on: the tree matters more than the records."""
+        try:
+            yield
+        except OSError as error:
+            self._say(f"{what}: {error}")
 
     def _age(self) -> float:
         return time.monotonic() - self._born
@@ -158,3 +207,10 @@ class Life:
         except OSError:
             # supervisord was killed and its end of the pipe is gone: the work goes on unheard.
             return
+
+
+def _listens(port: int) -> bool:
+    """Tell whether the server serves: vLLM binds its port early but listens only when it is ready."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

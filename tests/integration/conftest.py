@@ -1,0 +1,367 @@
+"""A whole stack for a test: rendered by the real renderer, held up by a real supervisord.
+
+Nothing is started before the test says so. At the end supervisord is ended by its pid, and the
+test fails if any process of the stack is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+import xmlrpc.client
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import pytest
+from supervisor.xmlrpc import SupervisorTransport
+
+from tests.support.polling import until
+from tests.support.ports import free_ports
+from tests.support.processes import ProcessLedger, is_alive
+from vllm_stack import cli
+from vllm_stack.layout import Layout
+
+REPOSITORY = Path(__file__).parents[2]
+FAKE_VLLM = REPOSITORY / "tests" / "support" / "fake_vllm.py"
+BIN = Path(sys.executable).parent  # not resolved: the interpreter of a venv is a link out of it
+CHAT = "/v1/chat/completions"
+
+
+@dataclass(frozen=True)
+class WorkerTree:
+    """The processes of one worker, from the wrapper down; created-times guard against reuse."""
+
+    wrapper: int
+    server: int
+    engine: int
+    tensor_parallel: int
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return (self.wrapper, self.server, self.engine, self.tensor_parallel)
+
+    @property
+    def below(self) -> tuple[int, ...]:
+        """All but the wrapper."""
+        return self.pids[1:]
+
+
+def ask(
+    port: int,
+    method: str = "GET",
+    path: str = "/health",
+    body: object = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 10.0,
+) -> tuple[int, bytes]:
+    """Send one request on a connection of its own; give the status and the whole body."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        data = None if body is None else json.dumps(body)
+        head = {"content-type": "application/json", "authorization": "Bearer any", **(headers or {})}
+        connection.request(method, path, data, head)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+def chat(**fake: Any) -> dict[str, Any]:
+    """Make a chat request; `fake` is a script for the fake vLLM (`fake_http.SCRIPT`)."""
+    return {"model": "m", "messages": [{"role": "user", "content": "one two"}], "fake": fake}
+
+
+class Traffic:
+    """Clients that ask the door again and again; every answer must be a 200."""
+
+    def __init__(self, port: int, clients: int = 3) -> None:
+        self.answers: list[tuple[float, object]] = []
+        self._port = port
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask_on) for _ in range(clients)]
+
+    def _ask_on(self) -> None:
+        while not self._over.wait(0.02):
+            begun = time.monotonic()
+            try:
+                status, body = ask(self._port, "POST", CHAT, chat(tokens=4, delay=0.03))
+                answer: object = status if status == 200 else (status, body)
+            except Exception as error:
+                answer = error
+            self.answers.append((begun, answer))
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        until(lambda: len(self.answers) > 5, 15, "requests are answered")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        bad = [answer for _, answer in self.answers if answer != 200]
+        if error is None:
+            assert not bad, f"{len(bad)} of {len(self.answers)} requests failed: {bad[:3]}"
+        elif bad:
+            error.add_note(f"{len(bad)} of {len(self.answers)} requests failed: {bad[:3]}")
+
+
+class Stack:
+    """One stack in a directory of its own: what an operator can do to it, and what it shows."""
+
+    def __init__(
+        self,
+        out: Path,
+        *,
+        workers: int = 1,
+        restart_delay: float = 1.0,
+        log_starts: bool = False,
+        env: Mapping[str, str] | None = None,
+        **options: str,
+    ) -> None:
+        self.home = out.parent
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.layout = Layout.at(out)
+        *worker_ports, self.door, self.admin = free_ports(workers + 2)
+        self.ports = worker_ports
+        self.names = [f"worker-{index}" for index in range(workers)]
+        self.config = self.home / "fake.json"
+        self.config.write_text("{}")
+        self.starts_file = self.home / "starts"
+        self.env = {**os.environ, "FAKE_VLLM_CONFIG": str(self.config), **(env or {})}
+        self.options = {
+            "--workers": str(workers),
+            "--base-port": str(worker_ports[0]),
+            "--port": str(self.door),
+            "--admin-port": str(self.admin),
+            "--device": "cpu",
+            "--vllm-command": self._noting_command() if log_starts else f"{sys.executable} {FAKE_VLLM}",
+            "--restart-delay": str(restart_delay),
+            "--drain-timeout": "1",
+            "--out": str(out),
+        } | {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+        self.ledger = ProcessLedger(
+            self.layout.out, title_prefix=f"vllm-stack:{self.layout.stack_name}:", settle=10
+        )
+        self.supervisord: subprocess.Popen[bytes] | None = None
+
+    def _noting_command(self) -> str:
+        """Write a vLLM command that notes when, as which process and for which port it starts."""
+        path = self.home / "noting-vllm"
+        python, fake, starts = (shlex.quote(str(p)) for p in (sys.executable, FAKE_VLLM, self.starts_file))
+        path.write_text(
+            f'#!/bin/sh\nread -r up rest < /proc/uptime\necho "$up $$ $6" >> {starts}\n'
+            f'exec {python} {fake} "$@"\n'
+        )
+        path.chmod(0o755)
+        return str(path)
+
+    # What an operator does.
+
+    def render(self, **changed: str) -> int:
+        """Render, with some options changed for this time; give the exit code.
+
+        In this process as long as nothing runs, because it takes a tenth of the time.
+        """
+        options = self.options | {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
+        argv = ["render", "org/model", *(word for pair in options.items() for word in pair)]
+        if self.supervisord is None:
+            return cli.run(argv)
+        # With the same interpreter by the same name: it stands in supervisord.conf.
+        done = self._run(sys.executable, "-m", "vllm_stack", *argv)
+        print(done.stdout, done.stderr)
+        return done.returncode
+
+    def start(self, reap: bool = True) -> Self:
+        """Start supervisord in the foreground of a session of its own, as a terminal would.
+
+        Its end is collected at once, as a shell does it; without `reap` it stays as a zombie.
+        """
+        self.supervisord = self.ledger.start(
+            [BIN / "supervisord", "-c", self.layout.supervisord_conf],
+            env=self.env,
+            cwd=self.home,
+            log=self.home / "supervisord.out",
+        )
+        if reap:
+            threading.Thread(target=self.supervisord.wait, daemon=True).start()
+        return self
+
+    def up(self) -> Self:
+        """Render, start, and wait until every worker is ready."""
+        assert self.render() == 0
+        self.start()
+        until(self.answers, 15, "supervisord answers")
+        until(self.is_ready, 30, "all workers are ready")
+        return self
+
+    def supervisorctl(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return self._run(BIN / "supervisorctl", "-c", self.layout.supervisord_conf, *words)
+
+    def vllm_stack(self, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run the command line on this stack, in a process of its own."""
+        return self._run(BIN / "vllm-stack", verb, "--out", self.layout.out, *words)
+
+    def _run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        argv = [str(word) for word in words]
+        return subprocess.run(
+            argv, capture_output=True, text=True, timeout=90, check=False, env=self.env, cwd=self.home
+        )
+
+    def set_fake(self, worker: int | None = None, **settings: object) -> None:
+        """Set FAKE_VLLM_* settings, of one worker or of all, for every later start of a server."""
+        layers: dict[str, dict[str, object]] = json.loads(self.config.read_text())
+        layer = layers.setdefault("*" if worker is None else str(self.ports[worker]), {})
+        layer.update({f"FAKE_VLLM_{name}": value for name, value in settings.items()})
+        fresh = self.config.with_suffix(".new")
+        fresh.write_text(json.dumps(layers))
+        fresh.replace(self.config)
+
+    def traffic(self) -> Traffic:
+        return Traffic(self.door)
+
+    # What it shows.
+
+    def rpc(self, method: str, *words: str) -> Any:
+        """Call `supervisor.METHOD` with supervisor's own client, not ours."""
+        transport = SupervisorTransport(None, None, f"unix://{self.layout.socket}")
+        with xmlrpc.client.ServerProxy("http://127.0.0.1", transport) as server:
+            return getattr(server.supervisor, method)(*words)
+
+    def answers(self) -> bool:
+        return self.supervisord is not None and self.rpc("getPID") == self.supervisord.pid
+
+    def info(self, name: str) -> dict[str, Any]:
+        """Give supervisord's view of a program."""
+        group = "proxy" if name == "proxy" else "workers"
+        return dict(self.rpc("getProcessInfo", f"{group}:{name}"))
+
+    def state(self, name: str) -> str:
+        return str(self.info(name)["statename"])
+
+    def pid(self, name: str) -> int:
+        return int(self.info(name)["pid"])
+
+    def workers_seen(self) -> dict[str, str]:
+        """Give the state of every worker as the proxy sees it."""
+        answer = json.loads(ask(self.admin, path="/workers")[1])
+        return {worker["name"]: worker["state"] for worker in answer["workers"]}
+
+    def is_ready(self) -> bool:
+        if self.supervisord is not None and self.supervisord.poll() is not None:
+            pytest.fail(f"supervisord ended with {self.supervisord.returncode}: {self.log('supervisord')}")
+        return all(self.workers_seen().get(name) == "ready" for name in self.names)
+
+    def serves(self, worker: int = 0) -> bool:
+        """Ask a worker itself, past the proxy."""
+        return ask(self.ports[worker])[0] == 200
+
+    def tree(self, worker: int = 0) -> WorkerTree:
+        """Give the processes of a serving worker."""
+        told = json.loads(ask(self.ports[worker], path="/fake/state")[1])
+        return WorkerTree(self.pid(self.names[worker]), told["pid"], told["engine_pid"], told["worker_pid"])
+
+    def starts(self, worker: int = 0) -> list[tuple[float, int]]:
+        """Give when (CLOCK_BOOTTIME, 10 ms) and as which process each server of a worker began."""
+        if not self.starts_file.exists():
+            return []
+        lines = [line.split() for line in self.starts_file.read_text().splitlines()]
+        return [(float(up), int(pid)) for up, pid, port in lines if int(port) == self.ports[worker]]
+
+    def failure(self, worker: int = 0) -> dict[str, Any]:
+        """Give the failure record of a worker, {} if there is none."""
+        path = self.layout.state / f"{self.names[worker]}.failure.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
+
+    def log(self, name: str) -> str:
+        """Give the log of a program, or of supervisord."""
+        path = self.layout.logs / f"{name}.log"
+        return path.read_text() if path.exists() else ""
+
+    def processes(self) -> list[psutil.Process]:
+        """Give every living process that is of this stack, however it was orphaned or renamed."""
+        return self.ledger.alive()
+
+    def kill(self, pid: int, signum: int = signal.SIGKILL) -> None:
+        self.ledger.remember()
+        os.kill(pid, signum)
+
+    def assert_all_gone(self, timeout: float = 5.0) -> None:
+        def left() -> list[str]:
+            shown = []
+            for process in self.processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    shown.append(f"{process.pid} {' '.join(process.cmdline())[:120]}")
+            return shown
+
+        until(lambda: not (seen := left()) or _unless(seen), timeout, "no process of the stack is left")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Kill supervisord by its pid; whatever has not gone by itself then fails the test.
+
+        Not for rudeness: an orderly stop takes supervisord 3 to 5 s, and has tests of its own.
+        """
+        self.ledger.remember()
+        if self.supervisord is not None and self.supervisord.poll() is None:
+            self.supervisord.kill()
+        self.ledger.__exit__(kind, error, trace)
+
+
+def _unless(seen: list[str]) -> bool:
+    raise LookupError("; ".join(seen))
+
+
+def gone(*pids: int) -> Callable[[], bool]:
+    """Make the condition that none of these processes lives."""
+    return lambda: not any(is_alive(pid) for pid in pids)
+
+
+def run_at_once(cases: Mapping[str, Callable[[], object]], at_once: int = 4) -> dict[str, str]:
+    """Run cases in threads, several at once, because they mostly wait; give what went wrong, by name."""
+    with ThreadPoolExecutor(at_once) as pool:
+        running = {name: pool.submit(case) for name, case in cases.items()}
+    errors = {name: future.exception() for name, future in running.items()}
+    return {name: "\n".join(_told(error)) for name, error in errors.items() if error is not None}
+
+
+def _told(error: BaseException) -> list[str]:
+    return [repr(error), *getattr(error, "__notes__", [])]
+
+
+StackFactory = Callable[..., Stack]
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[StackFactory]:
+    """Make stacks: `stack(workers=2, restart_delay=1.5)`; the second one lies in `stack-1/out`, and so on."""
+    count = 0
+    with contextlib.ExitStack() as made:
+
+        def make(out: Path | None = None, **options: Any) -> Stack:
+            nonlocal count
+            home = tmp_path if count == 0 else tmp_path / f"stack-{count}"
+            count += 1
+            return made.enter_context(Stack(out or home / "out", **options))
+
+        yield make

@@ -1,0 +1,1 @@
+"""The real proxy, under gunicorn, before scripted workers."""

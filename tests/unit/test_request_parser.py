@@ -1,0 +1,305 @@
+"""What the parser takes for a request, however the bytes are cut."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_stack.proxy.refusal import Refusal
+from vllm_stack.proxy.request import MAX_HEAD, Request, RequestParser, check_path
+
+LIMIT = 1000
+HOST = b"Host: x\r\n"
+
+
+def parse(*pieces: bytes, limit: int = LIMIT) -> list[Request]:
+    parser = RequestParser(limit)
+    for piece in pieces:
+        parser.feed(piece)
+    return list(parser.requests)
+
+
+def refusal(*pieces: bytes, limit: int = LIMIT) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        parse(*pieces, limit=limit)
+    return caught.value
+
+
+def head(line: bytes = b"GET /a HTTP/1.1", *headers: bytes) -> bytes:
+    return b"\r\n".join([line, b"Host: x", *headers, b"", b""])
+
+
+def post(*headers: bytes, body: bytes = b"") -> bytes:
+    return head(b"POST /a HTTP/1.1", *headers) + body
+
+
+CHUNKED = b"Transfer-Encoding: chunked"
+UPGRADE = (b"Connection: Upgrade", b"Upgrade: h2c")
+SEVERAL = (
+    post(b"Content-Length: 3", body=b"abc")
+    + post(CHUNKED, body=b"1\r\nd\r\n2;x=y\r\nef\r\n0\r\nX-T: 1\r\n\r\n")
+    + post(b"Content-Length: 2", *UPGRADE, body=b"gh")
+    + post(CHUNKED, *UPGRADE, body=b"1\r\ni\r\n0\r\n\r\n")
+    + head()
+)
+
+
+def shown(requests: list[Request]) -> list[tuple[bytes, bytes, bytes, bool]]:
+    return [(r.method, r.target, r.body(), r.complete) for r in requests]
+
+
+@settings(max_examples=150, deadline=None)
+@given(cuts=st.lists(st.integers(0, len(SEVERAL)), max_size=12))
+def test_requests_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), len(SEVERAL)]
+    pieces = [SEVERAL[a:b] for a, b in pairwise(edges)]
+    bodies = [body for _, _, body, _ in shown(parse(*pieces))]
+    assert bodies == [b"abc", b"def", b"gh", b"i", b""]
+    assert all(complete for *_, complete in shown(parse(*pieces)))
+
+
+def test_requests_are_the_same_byte_by_byte() -> None:
+    assert shown(parse(*(SEVERAL[i : i + 1] for i in range(len(SEVERAL))))) == shown(parse(SEVERAL))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.binary(max_size=200), seed=st.sampled_from([b"", head()[:-2], SEVERAL[:60], SEVERAL]))
+def test_no_bytes_raise_anything_but_a_refusal(data: bytes, seed: bytes) -> None:
+    parser = RequestParser(LIMIT)
+    with suppress(Refusal):
+        parser.feed(seed + data)
+    assert all(request.path.startswith(b"/") for request in parser.requests)
+
+
+@pytest.mark.parametrize(
+    ("version", "header", "keeps"),
+    [
+        (b"1.1", b"X: y", True),
+        (b"1.1", b"Connection: close", False),
+        (b"1.1", b"Connection: Close, x", False),
+        (b"1.0", b"X: y", False),
+        (b"1.0", b"Connection: keep-alive", False),
+    ],
+)
+def test_a_connection_is_kept_as_the_request_says(version: bytes, header: bytes, keeps: bool) -> None:
+    assert parse(head(b"GET /a HTTP/" + version, header))[0].keep_alive is keeps
+
+
+@pytest.mark.parametrize(
+    ("given_ids", "kept"),
+    [
+        ((b"abc-1_2.3:4",), True),
+        ((b"a" * 128,), True),
+        ((b"a" * 129,), False),
+        ((b"",), False),
+        ((b"a b",), False),
+        ((b"a\tb",), False),
+        ((b'a"b',), False),
+        ((b"caf\xc3\xa9",), False),
+        ((b"one", b"two"), False),
+        ((), False),
+    ],
+)
+def test_a_client_may_name_its_request_in_plain_words_only(given_ids: tuple[bytes, ...], kept: bool) -> None:
+    request = parse(head(b"GET /a HTTP/1.1", *(b"X-Request-ID: " + i for i in given_ids)))[0]
+    assert (request.id in given_ids) is kept
+    assert request.id.translate(None, b"-_.:").isalnum()
+    assert request.id == request.id
+
+
+@pytest.mark.parametrize(
+    ("line", "target", "path"),
+    [
+        (b"/a", b"/a", b"/a"),
+        (b"/a?b=c?d", b"/a?b=c?d", b"/a"),
+        (b"/a%20b?x", b"/a%20b?x", b"/a b"),
+        (b"http://h/a?b", b"/a?b", b"/a"),
+        (b"https://h:1/", b"/", b"/"),
+        (b"http://h", b"/", b"/"),
+        (b"http://h?b=c", b"/?b=c", b"/"),
+        (b"http://h?b=/metrics", b"/?b=/metrics", b"/"),
+        (b"http://h?b=http://c/metrics", b"/?b=http://c/metrics", b"/"),
+        (b"http://user:pass@h/a", b"/a", b"/a"),
+        (b"http://[::1]:80/a", b"/a", b"/a"),
+    ],
+)
+def test_a_target_is_reduced_to_path_and_query(line: bytes, target: bytes, path: bytes) -> None:
+    request = parse(head(b"GET %b HTTP/1.1" % line))[0]
+    assert (request.target, request.path) == (target, path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/..",
+        b"/../a",
+        b"/a/..",
+        b"/a/./b",
+        b"/.",
+        b"/%2e%2e/a",
+        b"/%2E./a",
+        b"//a",
+        b"/a//",
+        b"/a%2fb",
+        b"/a%2Fb",
+        b"/a%5cb",
+        b"/a\\b",
+        b"/%00",
+        b"/%0a",
+        b"/%7f",
+        b"/%",
+        b"/%4",
+        b"/%zz",
+        b"/%252e",
+        b"/%25",
+    ],
+)
+def test_a_path_that_two_could_read_differently_is_refused(path: bytes) -> None:
+    with pytest.raises(Refusal) as caught:
+        check_path(path)
+    assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("raw", "path"),
+    [
+        (b"/", b"/"),
+        (b"/a/", b"/a/"),
+        (b"/...", b"/..."),
+        (b"/a..b/.c", b"/a..b/.c"),
+        (b"/%61", b"/a"),
+        (b"/a%3Fb", b"/a?b"),
+        (b"/%e4%bd%a0", "/你".encode()),
+        (b"/a;b=c", b"/a;b=c"),
+    ],
+)
+def test_other_paths_are_decoded_once(raw: bytes, path: bytes) -> None:
+    assert check_path(raw) == path
+
+
+@given(path=st.from_regex(rb"/[ -~]{0,40}", fullmatch=True))
+@settings(max_examples=200, deadline=None)
+def test_a_path_that_passes_has_only_plain_segments(path: bytes) -> None:
+    try:
+        decoded = check_path(path)
+    except Refusal:
+        return
+    assert not {b".", b".."} & set(decoded.split(b"/"))
+    assert b"//" not in decoded
+    assert b"%" not in decoded
+    assert decoded.count(b"/") == path.count(b"/")
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "upgraded"])
+@pytest.mark.parametrize(("size", "passes"), [(LIMIT, True), (LIMIT + 1, False)])
+def test_a_body_may_be_as_large_as_the_limit(framing: str, size: int, passes: bool) -> None:
+    body = b"x" * size
+    whole = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
+    data = {
+        "length": post(b"Content-Length: %d" % size, body=body),
+        "chunked": post(CHUNKED, body=whole),
+        "upgraded": post(CHUNKED, *UPGRADE, body=whole),
+    }[framing]
+    if passes:
+        assert parse(data)[0].body() == body
+    else:
+        assert refusal(data).status == 413
+
+
+def test_a_length_beyond_the_limit_is_refused_before_the_body_comes() -> None:
+    assert refusal(post(b"Content-Length: %d" % (LIMIT + 1))).status == 413
+
+
+@pytest.mark.parametrize("cut", [1, 7, 4096])
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (head(b"GET /" + b"a" * 5000 + b" HTTP/1.1"), 414),
+        (head(b"GET / HTTP/1.1", b"X: " + b"a" * 8190), 431),
+        (head(b"GET / HTTP/1.1", *[b"X: y"] * 100), 431),
+        (head(b"GET / HTTP/1.1", b"X: " + b"a" * 2 * MAX_HEAD)[:-4], 431),
+        (b"GET /" + b"a" * 2 * MAX_HEAD, 414),
+        (b"\r\n" * MAX_HEAD, 431),
+    ],
+    ids=["target", "header", "headers", "endless header", "endless target", "endless empty lines"],
+)
+def test_sizes_are_limited_however_the_head_is_cut(data: bytes, status: int, cut: int) -> None:
+    if cut == 1 and len(data) > 20_000:
+        cut = 1000
+    assert refusal(*(data[i : i + cut] for i in range(0, len(data), cut))).status == status
+
+
+def test_a_body_of_one_byte_chunks_passes() -> None:
+    body = b"1\r\nx\r\n" * LIMIT
+    assert parse(post(CHUNKED, body=body + b"0\r\n\r\n"))[0].body() == b"x" * LIMIT
+
+
+@pytest.mark.parametrize(
+    "junk", [b"1;" + b"e" * 1000, b"0\r\n" + b"X: %b\r\n" % (b"y" * 1000)], ids=["extensions", "trailers"]
+)
+def test_a_body_of_framing_without_bytes_is_refused(junk: bytes) -> None:
+    pieces = [post(CHUNKED), junk, *[b"e" * 1000 if junk[:1] == b"1" else junk[3:]] * 100]
+    assert refusal(*pieces, limit=10**6).status in (400, 413)
+
+
+def test_a_trailer_field_becomes_no_header() -> None:
+    """llhttp's binding hands the last trailer field over when the next message begins."""
+    first, second = parse(post(CHUNKED, body=b"0\r\nX-Leak: 1\r\nX-Api-Key: 2\r\n\r\n") + head())
+    assert first.headers == [(b"Host", b"x"), (b"Transfer-Encoding", b"chunked")]
+    assert second.headers == [(b"Host", b"x")]
+
+
+def test_a_good_request_is_kept_when_a_bad_one_follows_in_the_same_bytes() -> None:
+    parser = RequestParser(LIMIT)
+    parser.feed(head() + head(b"GET //b HTTP/1.1"))
+    assert [request.path for request in parser.requests] == [b"/a"]
+    with pytest.raises(Refusal):
+        parser.raise_refusal()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(head(b"OPTIONS /a RTSP/1.0"), id="RTSP"),
+        pytest.param(head(b"SOURCE /a ICE/1.0"), id="ICE"),
+        pytest.param(head(b"GET /a HTTP/3.0"), id="HTTP/3.0"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
+    ],
+)
+def test_other_protocols_are_refused(data: bytes) -> None:
+    assert refusal(data).status in (400, 405, 505)
+
+
+@pytest.mark.parametrize(
+    ("expect", "answer"),
+    [
+        (b"100-continue", True),
+        (b"100-CONTINUE", True),
+        (b"100-continue ", True),
+        (b"200-ok", 417),
+        (b"100-continue, x", 417),
+        (b"", 417),
+    ],
+)
+def test_only_100_continue_can_be_expected(expect: bytes, answer: bool | int) -> None:
+    data = post(b"Expect: " + expect, b"Content-Length: 1")
+    if answer is True:
+        assert parse(data)[0].expects_continue
+    else:
+        assert refusal(data).status == answer
+
+
+def test_a_request_has_started_from_its_first_byte_to_its_last() -> None:
+    parser = RequestParser(LIMIT)
+    assert not parser.started
+    for byte in post(b"Content-Length: 2", body=b"a"):
+        parser.feed(bytes([byte]))
+        assert parser.started
+    parser.feed(b"b")
+    assert not parser.started
+    parser.feed(b"P")
+    assert parser.started
