@@ -41,18 +41,35 @@ class Identity:
         if os.getpgid(0) != me.pid:
             self.life.unlink(missing_ok=True)
             return
-        record = {"boot": boot_id(), "group": me.pid, "started": me.create_time()}
+        record = {"boot": boot_id(), "group": me.pid, "started": me.create_time(), "parent": me.ppid()}
         temporary = self.life.with_suffix(".new")
         temporary.write_text(json.dumps(record), "utf-8")
         temporary.replace(self.life)
 
+    def forget_life(self) -> None:
+        """Take the note back: this life came to its end, and nothing of it is left."""
+        self.life.unlink(missing_ok=True)
+
     def last_group(self) -> tuple[int, float] | None:
         """Give the process group of the last life and when it began, if it was in this boot."""
+        record = self._last_life()
+        return record[:2] if record else None
+
+    def cut_short(self) -> float | None:
+        """Give when the last life began (Unix time) if our parent started it and it was killed.
+
+        A life that ends by itself takes its note back; after one that another supervisord started,
+        the start is a deliberate one.
+        """
+        record = self._last_life()
+        return record[1] if record and record[2] == os.getppid() else None
+
+    def _last_life(self) -> tuple[int, float, int] | None:
         try:
             record = json.loads(self.life.read_text("utf-8"))
             if record["boot"] == boot_id():
-                return int(record["group"]), float(record["started"])
-        except (OSError, ValueError, KeyError, TypeError):
+                return int(record["group"]), float(record["started"]), int(record.get("parent", 0))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             pass
         return None
 

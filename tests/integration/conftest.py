@@ -238,11 +238,11 @@ class Stack:
 
     # What it shows.
 
-    def rpc(self, method: str, *words: str) -> Any:
+    def rpc(self, method: str, *values: object) -> Any:
         """Call `supervisor.METHOD` with supervisor's own client, not ours."""
         transport = SupervisorTransport(None, None, f"unix://{self.layout.socket}")
         with xmlrpc.client.ServerProxy("http://127.0.0.1", transport) as server:
-            return getattr(server.supervisor, method)(*words)
+            return getattr(server.supervisor, method)(*values)
 
     def answers(self) -> bool:
         return self.supervisord is not None and self.rpc("getPID") == self.supervisord.pid
@@ -350,18 +350,47 @@ def _told(error: BaseException) -> list[str]:
 
 
 StackFactory = Callable[..., Stack]
+Scenario = Callable[[StackFactory], None]
+Play = Callable[[Scenario], None]
 
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[StackFactory]:
     """Make stacks: `stack(workers=2, restart_delay=1.5)`; the second one lies in `stack-1/out`, and so on."""
+    with stacks_in(tmp_path) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def play(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
+    """Give the outcome of a scenario: a test's worth of waiting, played beside those of its module.
+
+    Those that were collected start three at a time as soon as the first is asked for; each is
+    still a test of its own, `test_scenario[its name]`, and fails by itself.
+    """
+    params = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
+    wanted: list[Scenario] = [p.params["scenario"] for p in params if p and "scenario" in p.params]
+    homes = {scenario: tmp_path_factory.mktemp(scenario.__name__[:30]) for scenario in wanted}
+
+    def run(scenario: Scenario) -> None:
+        with stacks_in(homes[scenario]) as make:
+            scenario(make)
+
+    with ThreadPoolExecutor(3) as pool:
+        running = {scenario: pool.submit(run, scenario) for scenario in wanted}
+        yield lambda scenario: running[scenario].result()
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def stacks_in(home: Path) -> Iterator[StackFactory]:
     count = 0
     with contextlib.ExitStack() as made:
 
         def make(out: Path | None = None, **options: Any) -> Stack:
             nonlocal count
-            home = tmp_path if count == 0 else tmp_path / f"stack-{count}"
+            place = home if count == 0 else home / f"stack-{count}"
             count += 1
-            return made.enter_context(Stack(out or home / "out", **options))
+            return made.enter_context(Stack(out or place / "out", **options))
 
         yield make

@@ -161,10 +161,23 @@ def test_a_group_number_that_is_used_again_is_not_ours(identity: Identity, ledge
         ledger.record(process.pid)
 
 
+def test_a_life_was_cut_short_if_the_same_parent_began_it_and_its_note_is_left(identity: Identity) -> None:
+    record = {"boot": boot_id(), "group": 1, "started": 1000.5, "parent": os.getppid()}
+    identity.life.write_text(json.dumps(record))
+    assert identity.cut_short() == 1000.5
+    for changed in ({"boot": "another"}, {"parent": os.getpid()}):
+        identity.life.write_text(json.dumps(record | changed))
+        assert identity.cut_short() is None
+    identity.forget_life()
+    identity.forget_life()
+    assert identity.cut_short() is None
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"boot": 1}', "\0"])
 def test_a_damaged_record_of_the_last_life_is_none(identity: Identity, text: str) -> None:
     identity.life.write_text(text)
     assert identity.last_group() is None
+    assert identity.cut_short() is None
 
 
 def test_a_life_is_recorded_only_by_the_leader_of_a_group(identity: Identity, ledger: ProcessLedger) -> None:

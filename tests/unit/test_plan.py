@@ -125,7 +125,7 @@ def test_no_wait_is_shorter_than_the_one_it_contains() -> None:
     """supervisord may only kill after the wrapper, and the wrapper only after vLLM's own drain."""
     timings = make_plan(options(drain_timeout=40), inventory()).timings
     assert 40 < timings.stop_grace < timings.worker_stop_wait
-    assert 40 < timings.proxy_stop_wait
+    assert timings.proxy_stop_wait > 40
     assert timings.pool_idle < timings.worker_keep_alive
 
 

@@ -8,9 +8,10 @@ immediate in every phase, and a deliberate restart waits for nothing:
 
 A requested end removes the failure record and exits with 0. Any other end is a failure, exit code
 0 included (vllm#48966: vLLM can exit with 0 when its engine died): it is recorded, and the wrapper
-exits non-zero. A delayed start waits at least as long as supervisord's startsecs (`Spec.settle`):
-then supervisord books the start as good and resets its count of failed ones, so that a worker is
-never given up (FATAL).
+exits non-zero. A wrapper that was killed itself leaves its note of being alive: the next start
+takes that for the failure it is. A delayed start waits at least as long as supervisord's startsecs
+(`Spec.settle`): then supervisord books the start as good and resets its count of failed ones, so
+that a worker is never given up (FATAL).
 """
 
 from __future__ import annotations
@@ -59,18 +60,20 @@ class Life:
         sweep(identity, self._say)
         with self._noting("the working directory could not be emptied"):
             self._empty_box()
-        with self._noting("this life could not be recorded"):
-            identity.record_life()
+        self._note_a_killed_wrapper()
         if self._wait_out_last_failure() or self._stop_is_pending():
             self._forget_failure()
             return 0
         with self._noting("the notice of the last stop could not be removed"):
             self._spec.stopping.unlink(missing_ok=True)
+        with self._noting("this life could not be recorded"):
+            identity.record_life()
         try:
             tree = Tree(self._spec.argv, self._server_environment(), self._spec.box)
         except OSError as error:
             self._say(f"vLLM cannot be started: {error}")
             self._record_failure(EXIT_CANNOT_START, 0.0)
+            self._forget_life()
             return EXIT_CANNOT_START
         self._say(f"started vLLM on port {self._spec.port}, process {tree.pid}")
         asked = self._watch(tree)
@@ -83,6 +86,16 @@ class Life:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+    def _note_a_killed_wrapper(self) -> None:
+        """Record the failure that a wrapper could not record itself: its server died with it.
+
+        A wrapper that was told to stop is killed too, by supervisord, when it takes too long.
+        """
+        began = self._spec.identity.cut_short()
+        if began is not None and not self._spec.stopping.exists():
+            self._record_failure(-signal.SIGKILL, time.time() - began)
+            self._forget_life()
 
     def _wait_out_last_failure(self) -> bool:
         """Wait until the delay after the last failure is over; True when a stop ended the wait."""
@@ -167,7 +180,8 @@ class Life:
         if not asked:
             # Recorded before the reaping: whatever happens to us now, the next start waits.
             self._record_failure(returncode, seconds)
-        tree.end_stragglers(self._say)
+        if tree.end_stragglers(self._say):
+            self._forget_life()
         if asked or self._stop_is_pending():
             self._forget_failure()
             self._say("stopped")
@@ -187,6 +201,10 @@ class Life:
     def _forget_failure(self) -> None:
         with self._noting("the last failure could not be forgotten"):
             self._spec.failure.unlink(missing_ok=True)
+
+    def _forget_life(self) -> None:
+        with self._noting("the record of this life could not be removed"):
+            self._spec.identity.forget_life()
 
     @contextlib.contextmanager
     def _noting(self, what: str) -> Iterator[None]:

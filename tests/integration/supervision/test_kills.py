@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import CHAT, Stack, StackFactory, ask, chat, gone, run_at_once
+from tests.integration.conftest import CHAT, Play, Scenario, Stack, StackFactory, ask, chat, gone, run_at_once
 from tests.support.polling import throughout, until
 from tests.support.processes import is_alive
 from vllm_stack.worker.failure import boot_clock
@@ -24,7 +24,7 @@ def is_back(one: Stack, worker: int, old: int) -> bool:
     return one.is_ready() and one.serves(worker) and one.tree(worker).server != old
 
 
-def test_a_killed_api_server_takes_its_tree_along_and_comes_back_after_the_delay(stack: StackFactory) -> None:
+def a_killed_api_server_takes_its_tree_along_and_comes_back_after_the_delay(stack: StackFactory) -> None:
     """The other worker is not touched, the status is STARTING meanwhile, and no request fails."""
     one = stack(workers=2, restart_delay=DELAY, log_starts=True).up()
     until(lambda: one.state("worker-0") == "RUNNING", 6, "the worker is booked as RUNNING")
@@ -73,7 +73,7 @@ def test_no_engine_outlives_its_api_server_or_its_wrapper(tmp_path: Path) -> Non
     assert run_at_once(cases) == {}
 
 
-def test_an_engine_killed_during_the_load_is_waited_out_too(stack: StackFactory) -> None:
+def an_engine_killed_during_the_load_is_waited_out_too(stack: StackFactory) -> None:
     """A tree that dies before it was ever ready leaves nothing and starts again after the delay."""
     one = stack(restart_delay=1, log_starts=True)
     one.set_fake(LOAD_SECONDS=60, SETSID=1, ENGINE_IGNORES_TERM=1)
@@ -92,7 +92,7 @@ def test_an_engine_killed_during_the_load_is_waited_out_too(stack: StackFactory)
     assert one.starts()[1][0] >= one.failure()["at"] + 0.98
 
 
-def test_an_engine_that_dies_ends_the_worker_although_its_server_exits_with_0(stack: StackFactory) -> None:
+def an_engine_that_dies_ends_the_worker_although_its_server_exits_with_0(stack: StackFactory) -> None:
     """vllm#48966: exit code 0 that nobody asked for is a failure like any other."""
     one = stack(restart_delay=DELAY, log_starts=True)
     one.set_fake(ENGINE_DEATH_SECONDS=0.2)
@@ -108,7 +108,7 @@ def test_an_engine_that_dies_ends_the_worker_although_its_server_exits_with_0(st
     assert "exit status 70" in one.log("supervisord")
 
 
-def test_a_tensor_parallel_worker_that_dies_ends_the_worker(stack: StackFactory) -> None:
+def a_tensor_parallel_worker_that_dies_ends_the_worker(stack: StackFactory) -> None:
     one = stack(restart_delay=1)
     one.set_fake(ENGINE_DEATH_SECONDS=0.2)
     one.up()
@@ -118,7 +118,7 @@ def test_a_tensor_parallel_worker_that_dies_ends_the_worker(stack: StackFactory)
     until(lambda: is_back(one, 0, tree.server), 20, "a new tree serves")
 
 
-def test_a_killed_gunicorn_master_takes_its_workers_along_and_comes_back(stack: StackFactory) -> None:
+def a_killed_gunicorn_master_takes_its_workers_along_and_comes_back(stack: StackFactory) -> None:
     """No listener outlives it, the port is free for the next, and no vLLM notices."""
     one = stack().up()
     tree, master = one.tree(), one.pid("proxy")
@@ -132,7 +132,7 @@ def test_a_killed_gunicorn_master_takes_its_workers_along_and_comes_back(stack: 
     assert one.failure() == {}
 
 
-def test_a_killed_gunicorn_worker_is_replaced_and_its_counts_are_given_back(stack: StackFactory) -> None:
+def a_killed_gunicorn_worker_is_replaced_and_its_counts_are_given_back(stack: StackFactory) -> None:
     """What it had in flight must not weigh on the workers for ever."""
     one = stack().up()
     tree, master = one.tree(), one.pid("proxy")
@@ -183,7 +183,7 @@ def test_everything_goes_by_itself_when_supervisord_is_killed(tmp_path: Path) ->
     assert run_at_once({name: partial(case, name, told) for name, told in situations.items()}) == {}
 
 
-def test_two_workers_killed_at_once_come_back_both(stack: StackFactory) -> None:
+def two_workers_killed_at_once_come_back_both(stack: StackFactory) -> None:
     """Between, the door answers 503 in the OpenAI shape, and never hangs."""
     one = stack(workers=2, restart_delay=1).up()
     trees = one.tree(0), one.tree(1)
@@ -196,7 +196,7 @@ def test_two_workers_killed_at_once_come_back_both(stack: StackFactory) -> None:
     until(lambda: all(is_back(one, n, trees[n].server) for n in (0, 1)), 20, "both serve again")
 
 
-def test_a_server_that_is_stopped_by_somebody_else_with_term_comes_back(stack: StackFactory) -> None:
+def a_server_that_is_stopped_by_somebody_else_with_term_comes_back(stack: StackFactory) -> None:
     """TERM past supervisord, to the server alone: it ends with 0, and was not asked to by us."""
     one = stack(restart_delay=1).up()
     tree = one.tree()
@@ -207,3 +207,20 @@ def test_a_server_that_is_stopped_by_somebody_else_with_term_comes_back(stack: S
     assert one.failure()["at"] >= began
     until(lambda: is_back(one, 0, tree.server), 20, "it serves again")
     throughout(lambda: is_alive(one.pid("worker-0")), 0.2, "and stays")
+
+
+SCENARIOS: list[Scenario] = [
+    a_killed_api_server_takes_its_tree_along_and_comes_back_after_the_delay,
+    an_engine_killed_during_the_load_is_waited_out_too,
+    an_engine_that_dies_ends_the_worker_although_its_server_exits_with_0,
+    a_tensor_parallel_worker_that_dies_ends_the_worker,
+    a_killed_gunicorn_master_takes_its_workers_along_and_comes_back,
+    a_killed_gunicorn_worker_is_replaced_and_its_counts_are_given_back,
+    two_workers_killed_at_once_come_back_both,
+    a_server_that_is_stopped_by_somebody_else_with_term_comes_back,
+]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_scenario(scenario: Scenario, play: Play) -> None:
+    play(scenario)

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import BIN, FAKE_VLLM, Stack, StackFactory, ask, gone
+from tests.integration.conftest import BIN, FAKE_VLLM, Play, Scenario, Stack, StackFactory, ask, gone
 from tests.support.polling import throughout, until
 from tests.support.ports import free_port
 from tests.support.processes import ProcessLedger, find_by_directory, is_alive
@@ -83,7 +83,7 @@ def test_down_sweeps_what_two_kills_left_behind(orphaned: tuple[Stack, tuple[int
     one.assert_all_gone(0)
 
 
-def test_leftovers_of_a_worker_that_a_later_render_dropped_are_swept_too(stack: StackFactory) -> None:
+def leftovers_of_a_worker_that_a_later_render_dropped_are_swept_too(stack: StackFactory) -> None:
     """Two workers, a hard death, a render with one: the other's engine must not keep its GPU."""
     one = stack(workers=2, restart_delay=1)
     one.set_fake(SETSID=1, ENGINE_IGNORES_TERM=1)
@@ -155,7 +155,7 @@ def test_a_sweep_never_touches_a_process_that_only_looks_like_ours(
     assert bystanders.dead() == []
 
 
-def test_one_worker_never_sweeps_its_sibling_or_another_stack(stack: StackFactory) -> None:
+def one_worker_never_sweeps_its_sibling_or_another_stack(stack: StackFactory) -> None:
     """Two stacks of one user side by side; one worker of one of them is killed again and again."""
     one, two = stack(workers=2, restart_delay=1).up(), stack(restart_delay=1).up()
     sibling, stranger = one.tree(1), two.tree(0)
@@ -169,7 +169,7 @@ def test_one_worker_never_sweeps_its_sibling_or_another_stack(stack: StackFactor
     assert two.is_ready()
 
 
-def test_a_port_in_use_by_somebody_else_is_tried_again_until_it_is_free(stack: StackFactory) -> None:
+def a_port_in_use_by_somebody_else_is_tried_again_until_it_is_free(stack: StackFactory) -> None:
     """One clear line in the log, the delay between the tries, and no harm to who holds the port."""
     one = stack(restart_delay=1, log_starts=True)
     assert one.render() == 0
@@ -230,3 +230,15 @@ def test_control_without_the_wrapper_engines_are_left_behind(tmp_path: Path, mom
     finally:
         strays = ledger.end(settle=0)
     assert len([stray for stray in strays if "left behind" in stray]) >= 2
+
+
+SCENARIOS: list[Scenario] = [
+    leftovers_of_a_worker_that_a_later_render_dropped_are_swept_too,
+    one_worker_never_sweeps_its_sibling_or_another_stack,
+    a_port_in_use_by_somebody_else_is_tried_again_until_it_is_free,
+]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_scenario(scenario: Scenario, play: Play) -> None:
+    play(scenario)

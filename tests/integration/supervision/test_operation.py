@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import CHAT, Stack, StackFactory, ask, chat
+from tests.integration.conftest import CHAT, Play, Scenario, Stack, StackFactory, ask, chat
 from tests.support.polling import until
 from tests.support.processes import listeners
 from vllm_stack.supervisor_rpc import Supervisor
@@ -21,7 +21,7 @@ from vllm_stack.supervisor_rpc import Supervisor
 KEY = "sk-a-client-key-nobody-may-see"
 
 
-def test_a_stack_comes_up_serves_and_goes_down_by_its_commands(stack: StackFactory) -> None:
+def a_stack_comes_up_serves_and_goes_down_by_its_commands(stack: StackFactory) -> None:
     """render, supervisord, wait, supervisorctl status, requests, down: exit code 0 and nothing left."""
     one = stack(workers=2)
     options = [
@@ -58,7 +58,7 @@ def test_a_stack_comes_up_serves_and_goes_down_by_its_commands(stack: StackFacto
     assert (again.returncode, again.stderr) == (0, "")
 
 
-def test_commands_say_what_is_missing_when_there_is_no_stack(stack: StackFactory) -> None:
+def commands_say_what_is_missing_when_there_is_no_stack(stack: StackFactory) -> None:
     """Exit code 1 and one line: without a render, and with one that was never started."""
     one = stack()
     for verb in ("wait", "down"):
@@ -73,7 +73,7 @@ def test_commands_say_what_is_missing_when_there_is_no_stack(stack: StackFactory
     assert one.vllm_stack("down").returncode == 0
 
 
-def test_wait_ends_with_the_reason_when_a_worker_fails(stack: StackFactory) -> None:
+def wait_ends_with_the_reason_when_a_worker_fails(stack: StackFactory) -> None:
     """Exit code 1, the server's last words, and how it ended."""
     one = stack(workers=2, restart_delay=1)
     one.set_fake(1, EXIT_AT=1.5, EXIT_CODE=3, LOAD_SECONDS=30, START_STDERR="no memory for the model")
@@ -88,7 +88,7 @@ def test_wait_ends_with_the_reason_when_a_worker_fails(stack: StackFactory) -> N
     assert any_worker.returncode == 0, any_worker.stderr
 
 
-def test_a_second_supervisord_on_the_same_stack_gives_up_and_disturbs_nothing(stack: StackFactory) -> None:
+def a_second_supervisord_on_the_same_stack_gives_up_and_disturbs_nothing(stack: StackFactory) -> None:
     """Its programs must not sweep away the living ones as leftovers."""
     one = stack().up()
     tree = one.tree()
@@ -175,7 +175,7 @@ def test_workers_listen_on_loopback_alone_and_ask_for_the_internal_key(guarded: 
     assert ask(guarded.ports[0], "POST", CHAT, chat(), {"authorization": f"Bearer {key}"})[0] == 200
 
 
-def test_a_stop_order_lets_an_open_answer_end_before_the_workers_go(stack: StackFactory) -> None:
+def a_stop_order_lets_an_open_answer_end_before_the_workers_go(stack: StackFactory) -> None:
     """The proxy stops first and drains; a stream that is under way then comes to its end."""
     one = stack(workers=1, drain_timeout="6").up()
     answers: list[tuple[int, bytes]] = []
@@ -192,7 +192,7 @@ def test_a_stop_order_lets_an_open_answer_end_before_the_workers_go(stack: Stack
     assert b"error" not in text
 
 
-def test_down_is_not_held_up_by_a_supervisord_that_nobody_collects(stack: StackFactory) -> None:
+def down_is_not_held_up_by_a_supervisord_that_nobody_collects(stack: StackFactory) -> None:
     """In a container whose first process does not reap, an ended supervisord stays as a zombie."""
     one = stack()
     assert one.render() == 0
@@ -213,3 +213,18 @@ def test_asking_supervisord_leaves_no_socket_open(stack: StackFactory) -> None:
         assert Supervisor(one.layout.socket).pid()
         gc.collect()
     assert [str(warning.message) for warning in caught] == []
+
+
+SCENARIOS: list[Scenario] = [
+    a_stack_comes_up_serves_and_goes_down_by_its_commands,
+    commands_say_what_is_missing_when_there_is_no_stack,
+    wait_ends_with_the_reason_when_a_worker_fails,
+    a_second_supervisord_on_the_same_stack_gives_up_and_disturbs_nothing,
+    a_stop_order_lets_an_open_answer_end_before_the_workers_go,
+    down_is_not_held_up_by_a_supervisord_that_nobody_collects,
+]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_scenario(scenario: Scenario, play: Play) -> None:
+    play(scenario)

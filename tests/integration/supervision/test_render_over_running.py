@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import CHAT, Stack, StackFactory, ask, chat, gone
+from tests.integration.conftest import CHAT, Play, Scenario, Stack, StackFactory, ask, chat, gone
 from tests.support.polling import until
 from tests.support.ports import free_ports
 from vllm_stack.commands.stack import find_stack
@@ -36,7 +36,7 @@ def argv_of(port: int) -> list[str]:
     return argv
 
 
-def test_the_same_options_give_the_same_bytes_and_disturb_nothing(stack: StackFactory) -> None:
+def the_same_options_give_the_same_bytes_and_disturb_nothing(stack: StackFactory) -> None:
     """The internal key is kept: the running workers ask for it."""
     one = stack().up()
     tree, before = one.tree(), rendered(one)
@@ -47,7 +47,7 @@ def test_the_same_options_give_the_same_bytes_and_disturb_nothing(stack: StackFa
     assert ask(one.door, "POST", CHAT, chat())[0] == 200
 
 
-def test_other_options_are_for_the_next_start(stack: StackFactory) -> None:
+def other_options_are_for_the_next_start(stack: StackFactory) -> None:
     """A crashed worker and a crashed proxy come back with the old ones; down stops it all the same."""
     one = stack(restart_delay=1).up()
     tree, master = one.tree(), one.pid("proxy")
@@ -73,7 +73,7 @@ def test_other_options_are_for_the_next_start(stack: StackFactory) -> None:
         ask(one.door)
 
 
-def test_update_takes_the_new_options(stack: StackFactory) -> None:
+def update_takes_the_new_options(stack: StackFactory) -> None:
     """The old trees are gone, the new ones serve, supervisord itself stays."""
     one = stack(restart_delay=1).up()
     tree = one.tree()
@@ -89,7 +89,7 @@ def test_update_takes_the_new_options(stack: StackFactory) -> None:
     one.assert_all_gone(0)
 
 
-def test_a_render_can_be_taken_back_while_the_stack_runs(stack: StackFactory) -> None:
+def a_render_can_be_taken_back_while_the_stack_runs(stack: StackFactory) -> None:
     """The ports the stack holds are its own, whatever was rendered in between."""
     one = stack(restart_delay=1).up()
     before = rendered(one)
@@ -99,7 +99,7 @@ def test_a_render_can_be_taken_back_while_the_stack_runs(stack: StackFactory) ->
     assert rendered(one) == before
 
 
-def test_wait_looks_at_the_stack_that_runs(stack: StackFactory) -> None:
+def wait_looks_at_the_stack_that_runs(stack: StackFactory) -> None:
     """After a render for later, the running stack is still ready."""
     one = stack(restart_delay=1).up()
     changed, _ = other_options(one)
@@ -126,9 +126,24 @@ def test_a_crashed_proxy_asks_for_the_keys_it_was_started_with(stack: StackFacto
     assert ask(one.door, "POST", CHAT, chat(), {"authorization": "Bearer sk-one"})[0] == 200
 
 
-def test_down_waits_as_long_as_the_running_stack_was_promised(stack: StackFactory) -> None:
+def down_waits_as_long_as_the_running_stack_was_promised(stack: StackFactory) -> None:
     """A shorter drain rendered meanwhile must not make it give up on the longer one."""
     one = stack(restart_delay=1, drain_timeout="60").up()
     assert one.render(drain_timeout="0") == 0
     # 60 s of drain cannot be waited for in a test: what counts is which limit down goes by.
     assert find_stack(one.layout.out).stop_seconds >= 60 + 60
+
+
+SCENARIOS: list[Scenario] = [
+    the_same_options_give_the_same_bytes_and_disturb_nothing,
+    other_options_are_for_the_next_start,
+    update_takes_the_new_options,
+    a_render_can_be_taken_back_while_the_stack_runs,
+    wait_looks_at_the_stack_that_runs,
+    down_waits_as_long_as_the_running_stack_was_promised,
+]
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_scenario(scenario: Scenario, play: Play) -> None:
+    play(scenario)
