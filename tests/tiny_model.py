@@ -9,10 +9,7 @@ KV heads allow tensor parallelism of 1 and 2.
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
@@ -33,19 +30,6 @@ TRAINING_TEXT = (
     "One, two, three, four: a stream of tokens comes in small pieces, and the last piece says it is done.",
     "What is the capital of France? Paris is the capital of France, and London is the capital of England.",
 )
-FILES = (
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
-
-
-def is_complete(directory: Path) -> bool:
-    """Tell whether ``directory`` holds every file of the model."""
-    return all((directory / name).is_file() for name in FILES)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -92,38 +76,12 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         return LlamaForCausalLM(config).to(torch.bfloat16)
 
 
-def move_into_place(staging: Path, directory: Path) -> None:
-    """Rename ``staging`` to ``directory``, which may be absent, empty or just built by another process.
-
-    Raises ``FileExistsError`` when it holds anything else: nothing is ever deleted there.
-    """
-    try:
-        os.rename(staging, directory)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-        if not is_complete(directory):
-            raise FileExistsError(
-                f"{directory} holds something else: remove it or name another directory"
-            ) from error
-
-
 def build(directory: Path) -> None:
-    """Write the model to ``directory``, unless it is there already.
-
-    The files are written beside it and moved into place in one step: an interrupted run leaves no half model.
-    """
-    directory = directory.absolute()
-    if is_complete(directory):
-        return
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
-        staging = Path(scratch) / "model"
-        disable_progress_bar()
-        tokenizer = make_tokenizer()
-        tokenizer.save_pretrained(staging)
-        make_model(tokenizer).save_pretrained(staging)
-        move_into_place(staging, directory)
+    """Write the model to ``directory``."""
+    disable_progress_bar()
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(directory)
+    make_model(tokenizer).save_pretrained(directory)
 
 
 def main(arguments: list[str]) -> int:
