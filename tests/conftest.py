@@ -1,0 +1,13 @@
+"""What every test relies on."""
+
+import signal
+
+
+def pytest_configure() -> None:
+    """Have Ctrl-C do in the processes under test what it does at a terminal.
+
+    A shell starts its background jobs with SIGINT and SIGQUIT ignored, and that is inherited.
+    """
+    for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, handler)
