@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,6 +327,8 @@ class Stack:
         if self.supervisord is not None and self.supervisord.poll() is None:
             self.supervisord.kill()
         self.ledger.__exit__(kind, error, trace)
+        if self.layout.socket.parent != self.layout.run:
+            shutil.rmtree(self.layout.socket.parent, ignore_errors=True)
 
 
 def _unless(seen: list[str]) -> bool:
