@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vllm_stack.errors import UsageError
 
+_INDEX = re.compile(r"[0-9]+")
 _GPU_TOKEN = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z-]+")
 MASK = "CUDA_VISIBLE_DEVICES"
 
@@ -78,16 +79,16 @@ def visible_tokens(mask: str | None, gpus: tuple[Gpu, ...]) -> tuple[str, ...]:
         if known is None:
             break
         valid.append(known)
-    if len({token.isdigit() for token in valid}) > 1:
+    if len({_INDEX.fullmatch(token) is None for token in valid}) > 1:
         raise UsageError(f"{MASK}={mask!r} mixes indices and UUIDs: use one kind")
     return tuple(valid) if len(set(valid)) == len(valid) else ()
 
 
 def _known_token(token: str, gpus: tuple[Gpu, ...]) -> str | None:
-    if token.isdigit():
+    if _INDEX.fullmatch(token):
         return str(int(token)) if int(token) < len(gpus) else None
     if token.startswith("MIG-"):
-        return token
+        return token if _GPU_TOKEN.fullmatch(token) else None
     matches = [gpu.uuid for gpu in gpus if token.startswith("GPU-") and gpu.uuid.startswith(token)]
     return matches[0] if len(matches) == 1 else None
 

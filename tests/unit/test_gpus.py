@@ -27,6 +27,8 @@ GPUS = gpu_box(4).gpus
         ("GPU-2222", ("GPU-2222aaaa-0000",)),  # a prefix is completed
         ("GPU-", ()),  # one that fits several GPUs is none
         ("MIG-abc", ("MIG-abc",)),
+        ("MIG-", ()),
+        ("0,\u00b2", ("0",)),  # a digit, but not a number
         ("no,0", ()),
     ],
 )

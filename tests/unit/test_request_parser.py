@@ -52,7 +52,7 @@ def shown(requests: list[Request]) -> list[tuple[bytes, bytes, bytes, bool]]:
     return [(r.method, r.target, r.body(), r.complete) for r in requests]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(cuts=st.lists(st.integers(0, len(SEVERAL)), max_size=12))
 def test_requests_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(SEVERAL)]
@@ -66,7 +66,7 @@ def test_requests_are_the_same_byte_by_byte() -> None:
     assert shown(parse(*(SEVERAL[i : i + 1] for i in range(len(SEVERAL))))) == shown(parse(SEVERAL))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.binary(max_size=200), seed=st.sampled_from([b"", head()[:-2], SEVERAL[:60], SEVERAL]))
 def test_no_bytes_raise_anything_but_a_refusal(data: bytes, seed: bytes) -> None:
     parser = RequestParser(LIMIT)
@@ -182,7 +182,7 @@ def test_other_paths_are_decoded_once(raw: bytes, path: bytes) -> None:
 
 
 @given(path=st.from_regex(rb"/[ -~]{0,40}", fullmatch=True))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_path_that_passes_has_only_plain_segments(path: bytes) -> None:
     try:
         decoded = check_path(path)

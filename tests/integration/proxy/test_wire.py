@@ -500,12 +500,7 @@ def statuses_of(wire: Wire) -> list[int]:
 
 
 @given(data=mutated())
-@settings(
-    max_examples=150,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-    derandomize=True,
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_mutation_makes_two_requests_of_one_or_fails_in_us(stack: Stack, data: bytes) -> None:
     before = stack.count()
     with stack.wire() as wire:
