@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.ports import free_ports
+from vllm_stack import cli
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -30,23 +31,28 @@ def box(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def in_the_box(box: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand in the box, without a GPU driver, on free ports and with its vLLM unless told otherwise."""
+    monkeypatch.chdir(box)
+    for name in os.environ:
+        if name.startswith(("VLLM_STACK", "CUDA")):
+            monkeypatch.delenv(name)
+    port, admin_port, base_port, _ = free_ports(4)
+    monkeypatch.setenv("VLLM_STACK_VLLM_COMMAND", str(box / "vllm"))
+    monkeypatch.setenv("VLLM_STACK_PORT", str(port))
+    monkeypatch.setenv("VLLM_STACK_ADMIN_PORT", str(admin_port))
+    monkeypatch.setenv("VLLM_STACK_BASE_PORT", str(base_port))
+
+
 @pytest.fixture
-def run(box: Path) -> Run:
-    """Run `vllm-stack` in the box, without a GPU driver and on free ports unless told otherwise."""
-    ports = free_ports(4)
+def run() -> Run:
+    """Run `vllm-stack` in a process of its own."""
 
     def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
-        environ = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_STACK", "CUDA"))}
-        environ |= {
-            "VLLM_STACK_VLLM_COMMAND": str(box / "vllm"),
-            "VLLM_STACK_PORT": str(ports[0]),
-            "VLLM_STACK_ADMIN_PORT": str(ports[1]),
-            "VLLM_STACK_BASE_PORT": str(ports[2]),
-        }
         return subprocess.run(
             [sys.executable, "-m", "vllm_stack", *args],
-            cwd=box,
-            env=environ | env,
+            env=os.environ | env,
             capture_output=True,
             text=True,
             check=False,
@@ -118,17 +124,18 @@ def test_rendering_again_changes_no_byte(run: Run, box: Path) -> None:
     ],
 )
 def test_bad_input_is_one_clear_line_and_nothing_is_written(
-    run: Run, box: Path, args: list[str], code: int, names: list[str]
+    box: Path, capfd: pytest.CaptureFixture[str], args: list[str], code: int, names: list[str]
 ) -> None:
+    """In this process, as there are many of them."""
     before = sorted(box.rglob("*"))
-    result = run(*args)
-    assert result.returncode == code, result
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    last = result.stderr.strip().splitlines()[-1]
+    assert cli.run(args) == code
+    stdout, stderr = capfd.readouterr()
+    assert stdout == ""
+    assert "Traceback" not in stderr
+    last = stderr.strip().splitlines()[-1]
     assert all(name in last for name in names), last
     if code == 1:
-        assert result.stderr.strip() == last
+        assert stderr.strip() == last
     assert sorted(box.rglob("*")) == before
 
 
