@@ -214,10 +214,9 @@ def render(
     \b
       vllm-stack render Qwen/Qwen3-8B --workers 2 -- --max-model-len 8192 --dtype bfloat16
     """
-    from vllm_stack.commands.render import render_stack, summary
+    from vllm_stack.commands.render import plan_json, render_stack, summary
     from vllm_stack.gpus import parse_gpu_list
     from vllm_stack.keys import check_keys, read_key_file
-    from vllm_stack.render import render as render_files
 
     if gpus is not None and settings["device"] == "cpu":
         raise UsageError(f"--gpus {gpus} and --device cpu exclude each other: leave one out")
@@ -227,16 +226,14 @@ def render(
         max_body=max_body * MIB,
         **settings,
     )
-    plan = render_stack(options, dry_run)
+    plan, files = render_stack(options, dry_run)
     if as_json:
-        from vllm_stack.commands.render import plan_json
-
-        click.echo(plan_json(plan))
+        click.echo(plan_json(plan, files))
         return
     for line in summary(plan, written=not dry_run):
         click.echo(line)
     if dry_run:
-        for file in render_files(plan):
+        for file in files:
             click.echo(f"\n===== {file.path}\n{file.text}", nl=False)
 
 

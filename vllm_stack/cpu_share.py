@@ -43,7 +43,4 @@ def cpu_environment(cores: tuple[int, ...], tensor_parallel_size: int) -> dict[s
     The ranks of a tensor-parallel worker are separated by `|`.
     """
     ranks = split_cores(cores, tensor_parallel_size)
-    return {
-        "CUDA_VISIBLE_DEVICES": "",
-        "VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, rank)) for rank in ranks),
-    }
+    return {"VLLM_CPU_OMP_THREADS_BIND": "|".join(",".join(map(str, rank)) for rank in ranks)}

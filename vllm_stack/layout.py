@@ -22,6 +22,16 @@ def is_plain(path: str) -> bool:
     return _PLAIN_PATH.fullmatch(path) is not None
 
 
+def failure_record(state: Path, name: str) -> Path:
+    """Where a worker's last failure is written down."""
+    return state / f"{name}.failure.json"
+
+
+def life_record(state: Path, name: str) -> Path:
+    """Where a program notes that it is alive, and as which process group."""
+    return state / f"{name}.life.json"
+
+
 def stopping_notice(state: Path, name: str) -> Path:
     """Where a worker that is told to stop leaves word for the proxy."""
     return state / f"{name}.stopping"

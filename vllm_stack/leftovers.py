@@ -9,16 +9,17 @@ group of the life that started them. Nothing is ever found by a bare name.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from vllm_stack.program import boot_id
+from vllm_stack.record import read_record, write_record
 
 # Not VLLM_...: vLLM warns of every variable with that prefix that it does not know.
 MARKER = "STACK_PROGRAM"
@@ -41,10 +42,8 @@ class Identity:
         if os.getpgid(0) != me.pid:
             self.life.unlink(missing_ok=True)
             return
-        record = {"boot": boot_id(), "group": me.pid, "started": me.create_time(), "parent": me.ppid()}
-        temporary = self.life.with_suffix(".new")
-        temporary.write_text(json.dumps(record), "utf-8")
-        temporary.replace(self.life)
+        life = {"boot": boot_id(), "group": me.pid, "started": me.create_time(), "parent": _parent()}
+        write_record(self.life, life)
 
     def forget_life(self) -> None:
         """Take the note back: this life came to its end, and nothing of it is left."""
@@ -52,8 +51,11 @@ class Identity:
 
     def last_group(self) -> tuple[int, float] | None:
         """Give the process group of the last life and when it began, if it was in this boot."""
-        record = self._last_life()
-        return record[:2] if record else None
+        life = self._last_life()
+        try:
+            return (int(life["group"]), float(life["started"])) if life else None
+        except (ValueError, KeyError, TypeError):
+            return None
 
     def cut_short(self) -> float | None:
         """Give when the last life began (Unix time) if our parent started it and it was killed.
@@ -61,17 +63,18 @@ class Identity:
         A life that ends by itself takes its note back; after one that another supervisord started,
         the start is a deliberate one.
         """
-        record = self._last_life()
-        return record[1] if record and record[2] == os.getppid() else None
+        last = self.last_group()
+        return last[1] if last and self._last_life().get("parent") == _parent() else None
 
-    def _last_life(self) -> tuple[int, float, int] | None:
-        try:
-            record = json.loads(self.life.read_text("utf-8"))
-            if record["boot"] == boot_id():
-                return int(record["group"]), float(record["started"]), int(record.get("parent", 0))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass
-        return None
+    def _last_life(self) -> dict[str, Any]:
+        life = read_record(self.life)
+        return life if life.get("boot") == boot_id() else {}
+
+
+def _parent() -> list[float]:
+    """Tell our parent from any other process that ever has its number."""
+    parent = psutil.Process(os.getppid())
+    return [parent.pid, parent.create_time()]
 
 
 def find_leftovers(identity: Identity) -> list[psutil.Process]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import inspect
 import json
 import os
 import shlex
@@ -362,6 +363,20 @@ def stack(tmp_path: Path) -> Iterator[StackFactory]:
     """Make stacks: `stack(workers=2, restart_delay=1.5)`; the second one lies in `stack-1/out`, and so on."""
     with stacks_in(tmp_path) as make:
         yield make
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test of every scenario in the module: every public function that takes a stack alone."""
+    if "scenario" in metafunc.fixturenames:
+        scenarios = [
+            value
+            for name, value in vars(metafunc.module).items()
+            if inspect.isfunction(value)
+            and value.__module__ == metafunc.module.__name__
+            and list(inspect.signature(value).parameters) == ["stack"]
+            and not name.startswith(("_", "test_"))
+        ]
+        metafunc.parametrize("scenario", scenarios, ids=[scenario.__name__ for scenario in scenarios])
 
 
 @pytest.fixture(scope="module")

@@ -162,10 +162,16 @@ def test_a_group_number_that_is_used_again_is_not_ours(identity: Identity, ledge
 
 
 def test_a_life_was_cut_short_if_the_same_parent_began_it_and_its_note_is_left(identity: Identity) -> None:
-    record = {"boot": boot_id(), "group": 1, "started": 1000.5, "parent": os.getppid()}
+    parent = psutil.Process(os.getppid())
+    record = {
+        "boot": boot_id(),
+        "group": 1,
+        "started": 1000.5,
+        "parent": [parent.pid, parent.create_time()],
+    }
     identity.life.write_text(json.dumps(record))
     assert identity.cut_short() == 1000.5
-    for changed in ({"boot": "another"}, {"parent": os.getpid()}):
+    for changed in ({"boot": "another"}, {"parent": [parent.pid, 0.0]}, {"parent": None}):
         identity.life.write_text(json.dumps(record | changed))
         assert identity.cut_short() is None
     identity.forget_life()

@@ -16,15 +16,15 @@ from vllm_stack.ports import check_free
 from vllm_stack.render import render
 
 
-def render_stack(options: Options, dry_run: bool = False) -> Plan:
-    """Check, decide and write a stack; with `dry_run` write nothing. Gives the plan that was made."""
+def render_stack(options: Options, dry_run: bool = False) -> tuple[Plan, list[File]]:
+    """Check, decide and write a stack; with `dry_run` write nothing. Gives the plan and its files."""
     plan = make_plan(options, take_inventory(options))
     own_ports = _ports_of_running_stack(plan.layout)
     check_free(use for use in plan.port_uses if use.port not in own_ports)
     files = render(plan)
     if not dry_run:
         _write(plan, files)
-    return plan
+    return plan, files
 
 
 def _write(plan: Plan, files: list[File]) -> None:
@@ -92,7 +92,7 @@ def _shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def plan_json(plan: Plan) -> str:
+def plan_json(plan: Plan, files: list[File]) -> str:
     """Give the plan for programs: what stack.json holds, and the notes."""
-    stack = next(file for file in render(plan) if file.path == plan.layout.stack_json)
+    stack = next(file for file in files if file.path == plan.layout.stack_json)
     return json.dumps({**json.loads(stack.text), "out": str(plan.layout.out), "notes": plan.notes}, indent=2)

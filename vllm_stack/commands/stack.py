@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_stack.errors import NoStack
-from vllm_stack.layout import Layout
+from vllm_stack.layout import Layout, life_record
 from vllm_stack.leftovers import Identity
 from vllm_stack.supervisor_rpc import Supervisor
 
@@ -30,7 +30,7 @@ class Stack:
         """Name every program by what its processes have in common, those of earlier renders included."""
         layout = self.layout
         return [
-            Identity(layout.process_title(name), layout.box(name), layout.state / f"{name}.life.json")
+            Identity(layout.process_title(name), layout.box(name), life_record(layout.state, name))
             for name in ("proxy", *sorted({*layout.worker_boxes(), *self.worker_names}))
         ]
 

@@ -12,6 +12,7 @@ import requests
 
 from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.errors import NoStack, StackError
+from vllm_stack.layout import failure_record
 from vllm_stack.log_tail import last_lines
 from vllm_stack.worker.failure import Failure, last_failure
 
@@ -92,7 +93,7 @@ def _describe(states: dict[str, str], stack: Stack) -> str:
 
 
 def _failure(stack: Stack, name: str) -> Failure | None:
-    return last_failure(stack.layout.state / f"{name}.failure.json")
+    return last_failure(failure_record(stack.layout.state, name))
 
 
 def _show_log(stack: Stack, name: str) -> None:

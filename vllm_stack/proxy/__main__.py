@@ -25,7 +25,7 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from vllm_stack.in_force import VARIABLE, options_in_force  # noqa: E402
-from vllm_stack.layout import Layout  # noqa: E402
+from vllm_stack.layout import Layout, life_record  # noqa: E402
 from vllm_stack.leftovers import MARKER, Identity, sweep  # noqa: E402
 from vllm_stack.program import STOP_SIGNALS  # noqa: E402
 from vllm_stack.proxy.hooks import SETTINGS_VARIABLE  # noqa: E402
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
         rendered = [Path(argv[1]), Path(argv[2]), layout.stack_json]
         settings, config, _ = options_in_force(rendered, layout.state, "proxy", environ.get(VARIABLE))
         raw = json.loads(settings.read_text("utf-8"))
-        identity = Identity(raw["title"], Path(raw["box"]), layout.state / "proxy.life.json")
+        identity = Identity(raw["title"], Path(raw["box"]), life_record(layout.state, "proxy"))
         sweep(identity, _say)
         identity.record_life()
         os.chdir(raw["box"])

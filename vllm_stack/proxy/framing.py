@@ -21,8 +21,8 @@ _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r", b"\n\r\n")
 _MAX_TRAILER = 16384
 # An SSE event larger than this is passed on in parts: memory stays bounded.
 _MAX_HELD_EVENT = 1024 * 1024
-# A JSON string cannot hold these bytes: inside one the quotes would be escaped.
 STOPPED = "The worker was stopped while it answered"
+# A JSON string cannot hold these bytes: inside one the quotes would be escaped.
 ABORT = b'"finish_reason":"abort"'
 
 

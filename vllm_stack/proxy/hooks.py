@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from vllm_stack.program import die_with_parent
+from vllm_stack.program import die_with_parent, parent_is_gone
 from vllm_stack.proxy.scoreboard import Scoreboard
 from vllm_stack.proxy.settings import ProxySettings, read_settings
 
@@ -46,7 +46,7 @@ def post_fork(arbiter: Any, worker: Any) -> None:
     global _arbiter
     _arbiter = arbiter
     die_with_parent(signal.SIGTERM)
-    if os.getppid() != worker.ppid:
+    if parent_is_gone(worker.ppid):
         os._exit(1)
 
 

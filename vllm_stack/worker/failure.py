@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vllm_stack.program import boot_id
+from vllm_stack.record import read_record, write_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def boot_clock() -> float:
 
 
 def record_failure(path: Path, returncode: int, seconds_alive: float) -> Failure:
-    """Write the record, whole or not at all, for its owner alone."""
+    """Write down that the server has just ended; raises `OSError`."""
     failure = Failure(
         at=boot_clock(),
         boot=boot_id(),
@@ -57,18 +56,14 @@ def record_failure(path: Path, returncode: int, seconds_alive: float) -> Failure
         returncode=returncode,
         seconds_alive=round(seconds_alive, 1),
     )
-    temporary = path.with_suffix(".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(asdict(failure), stream, indent=2)
-    temporary.replace(path)
+    write_record(path, asdict(failure))
     return failure
 
 
 def last_failure(path: Path) -> Failure | None:
     """Read the record; a missing or damaged one counts as no failure."""
+    raw = read_record(path)
     try:
-        raw = json.loads(path.read_text("utf-8"))
         return Failure(
             at=float(raw["at"]),
             boot=str(raw["boot"]),
@@ -76,7 +71,7 @@ def last_failure(path: Path) -> Failure | None:
             returncode=int(raw["returncode"]),
             seconds_alive=float(raw["seconds_alive"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_stack.layout import stopping_notice
+from vllm_stack.layout import failure_record, life_record, stopping_notice
 from vllm_stack.leftovers import Identity
 
 
@@ -29,7 +29,7 @@ class Spec:
 
     @property
     def failure(self) -> Path:
-        return self.state / f"{self.name}.failure.json"
+        return failure_record(self.state, self.name)
 
     @property
     def stopping(self) -> Path:
@@ -38,7 +38,7 @@ class Spec:
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.title, self.box, self.state / f"{self.name}.life.json")
+        return Identity(self.title, self.box, life_record(self.state, self.name))
 
 
 def read_spec(path: Path) -> Spec:

@@ -209,18 +209,5 @@ def a_server_that_is_stopped_by_somebody_else_with_term_comes_back(stack: StackF
     throughout(lambda: is_alive(one.pid("worker-0")), 0.2, "and stays")
 
 
-SCENARIOS: list[Scenario] = [
-    a_killed_api_server_takes_its_tree_along_and_comes_back_after_the_delay,
-    an_engine_killed_during_the_load_is_waited_out_too,
-    an_engine_that_dies_ends_the_worker_although_its_server_exits_with_0,
-    a_tensor_parallel_worker_that_dies_ends_the_worker,
-    a_killed_gunicorn_master_takes_its_workers_along_and_comes_back,
-    a_killed_gunicorn_worker_is_replaced_and_its_counts_are_given_back,
-    two_workers_killed_at_once_come_back_both,
-    a_server_that_is_stopped_by_somebody_else_with_term_comes_back,
-]
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_scenario(scenario: Scenario, play: Play) -> None:
     play(scenario)

@@ -232,13 +232,5 @@ def test_control_without_the_wrapper_engines_are_left_behind(tmp_path: Path, mom
     assert len([stray for stray in strays if "left behind" in stray]) >= 2
 
 
-SCENARIOS: list[Scenario] = [
-    leftovers_of_a_worker_that_a_later_render_dropped_are_swept_too,
-    one_worker_never_sweeps_its_sibling_or_another_stack,
-    a_port_in_use_by_somebody_else_is_tried_again_until_it_is_free,
-]
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_scenario(scenario: Scenario, play: Play) -> None:
     play(scenario)

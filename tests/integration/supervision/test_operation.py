@@ -215,16 +215,5 @@ def test_asking_supervisord_leaves_no_socket_open(stack: StackFactory) -> None:
     assert [str(warning.message) for warning in caught] == []
 
 
-SCENARIOS: list[Scenario] = [
-    a_stack_comes_up_serves_and_goes_down_by_its_commands,
-    commands_say_what_is_missing_when_there_is_no_stack,
-    wait_ends_with_the_reason_when_a_worker_fails,
-    a_second_supervisord_on_the_same_stack_gives_up_and_disturbs_nothing,
-    a_stop_order_lets_an_open_answer_end_before_the_workers_go,
-    down_is_not_held_up_by_a_supervisord_that_nobody_collects,
-]
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_scenario(scenario: Scenario, play: Play) -> None:
     play(scenario)

@@ -134,16 +134,5 @@ def down_waits_as_long_as_the_running_stack_was_promised(stack: StackFactory) ->
     assert find_stack(one.layout.out).stop_seconds >= 60 + 60
 
 
-SCENARIOS: list[Scenario] = [
-    the_same_options_give_the_same_bytes_and_disturb_nothing,
-    other_options_are_for_the_next_start,
-    update_takes_the_new_options,
-    a_render_can_be_taken_back_while_the_stack_runs,
-    wait_looks_at_the_stack_that_runs,
-    down_waits_as_long_as_the_running_stack_was_promised,
-]
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_scenario(scenario: Scenario, play: Play) -> None:
     play(scenario)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 
-import pytest
-
 from tests.integration.conftest import BIN, Play, Scenario, Stack, StackFactory, gone
 from tests.support.polling import throughout, until
 
@@ -140,17 +138,5 @@ def a_killed_wrapper_is_a_failure_like_any_other(stack: StackFactory) -> None:
     assert one.starts()[1][0] >= killed + DELAY - 0.02
 
 
-SCENARIOS: list[Scenario] = [
-    a_failure_before_a_cold_start_of_the_stack_is_not_waited_out_after_a_stop,
-    a_crash_loop_keeps_its_pace_and_never_becomes_fatal,
-    a_server_that_fails_in_no_time_does_not_spin,
-    stop_and_restart_during_the_delay_are_obeyed_at_once,
-    a_restart_of_a_healthy_worker_does_not_wait,
-    a_vllm_command_that_was_removed_is_one_clear_line_and_a_delay,
-    a_killed_wrapper_is_a_failure_like_any_other,
-]
-
-
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_scenario(scenario: Scenario, play: Play) -> None:
     play(scenario)
