@@ -30,12 +30,13 @@ def wait_until_ready(
     Raises `NoStack` when supervisord does not run, `StackError` when a worker failed or the time
     (seconds) is over; the last lines of its log are shown before.
     """
-    stack = find_stack(out)
     begun = clock()
-    before = {name: _failure(stack, name) for name in stack.worker_names}
+    before: dict[str, Failure | None] = {}
     said: dict[str, str] = {}
     spoken = 0.0
     while True:
+        # Each time anew: until its proxy starts, what an earlier stack here left counts as running.
+        stack = find_stack(out)
         states = _states(stack)
         elapsed = clock() - begun
         if not states and elapsed > _GRACE and stack.supervisor.pid() is None:
@@ -45,7 +46,8 @@ def wait_until_ready(
             return
         for name in stack.worker_names:
             failure = _failure(stack, name)
-            if failure is not None and failure != before[name]:
+            known = before.setdefault(name, failure)
+            if failure is not None and failure != known:
                 _show_log(stack, name)
                 raise StackError(
                     f"{name} failed: vLLM {failure.how} after {failure.seconds_alive:.0f} s. "

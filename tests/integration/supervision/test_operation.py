@@ -88,6 +88,21 @@ def wait_ends_with_the_reason_when_a_worker_fails(stack: StackFactory) -> None:
     assert any_worker.returncode == 0, any_worker.stderr
 
 
+def wait_asks_for_the_workers_that_were_rendered_last(stack: StackFactory) -> None:
+    """Until the proxy has started, the workers of the stack before may seem to be the ones that run."""
+    one = stack(workers=2).up()
+    assert one.vllm_stack("down").returncode == 0
+    one.options["--workers"] = "1"
+    assert one.render() == 0
+    one.start()
+    until(one.layout.socket.exists, 10, "supervisord answers")
+    before = one.layout.stack_in_force()
+    assert before is not None
+    assert len(json.loads(before.read_text())["workers"]) == 2
+    result = one.vllm_stack("wait", "--timeout", "25")
+    assert (result.returncode, result.stdout.splitlines()[-1][-10:]) == (0, ": worker-0"), result
+
+
 def a_second_supervisord_on_the_same_stack_gives_up_and_disturbs_nothing(stack: StackFactory) -> None:
     """Its programs must not sweep away the living ones as leftovers."""
     one = stack().up()
