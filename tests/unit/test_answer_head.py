@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_stack.proxy.answer_head import AnswerHead
+from vllm_stack.proxy.answer_head import Answer, read_answer
 from vllm_stack.proxy.failures import BadAnswer
 from vllm_stack.proxy.framing import Chunked, Dechunked, Framing, Length, UntilClose
-from vllm_stack.proxy.request import Request
+from vllm_stack.proxy.request import Request, RequestHead
 
 
-def answer(*lines: bytes, status: bytes = b"HTTP/1.1 200 OK") -> AnswerHead:
-    return AnswerHead(b"\r\n".join([status, *lines, b"", b""]))
+def read(data: bytes) -> Answer:
+    """Read a whole head twice: what was parsed and what was remembered must be the same."""
+    first, again = read_answer(data + b"body"), read_answer(data + b"body")
+    assert first is not None
+    assert again is not None
+    assert first[1] == again[1] == len(data)
+    assert first[0].length == again[0].length
+    assert first[0].head.kept == again[0].head.kept
+    return again[0]
+
+
+def answer(*lines: bytes, status: bytes = b"HTTP/1.1 200 OK") -> Answer:
+    return read(b"\r\n".join([status, *lines, b"", b""]))
 
 
 def request(method: bytes = b"POST", http_1_1: bool = True) -> Request:
-    made = Request()
-    made.method, made.http_1_1 = method, http_1_1
-    made.headers = [(b"x-request-id", b"the-id")]
-    return made
+    head = RequestHead()
+    head.method, head.http_1_1, head.given_id = method, http_1_1, b"the-id"
+    return Request(head)
 
 
-def client_sees(head: AnswerHead, keep_alive: bool = True, http_1_1: bool = True) -> list[bytes]:
+def client_sees(head: Answer, keep_alive: bool = True, http_1_1: bool = True) -> list[bytes]:
     return head.head_for(request(http_1_1=http_1_1), keep_alive).split(b"\r\n")[:-2]
 
 
@@ -48,7 +58,7 @@ CHUNKED = b"transfer-encoding: chunked"
 )
 def test_what_is_no_head_is_an_upstream_failure(head: bytes) -> None:
     with pytest.raises(BadAnswer):
-        AnswerHead(head)
+        read_answer(head)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +127,7 @@ def test_the_framing_follows_from_head_and_request(
 def test_the_worker_says_whether_its_connection_goes_on(
     status: bytes, lines: tuple[bytes, ...], keeps: bool
 ) -> None:
-    assert answer(*lines, status=status).keeps_alive is keeps
+    assert answer(*lines, status=status).head.keeps_alive is keeps
 
 
 def test_what_concerns_one_connection_stops_here() -> None:
@@ -164,7 +174,7 @@ def test_an_answer_without_a_body_gets_no_coding(status: bytes) -> None:
 
 @pytest.mark.parametrize("status", [b"100", b"103", b"199"])
 def test_an_interim_head_is_known_by_its_status(status: bytes) -> None:
-    assert answer(b"link: </a>", status=b"HTTP/1.1 %b Early" % status).status == int(status)
+    assert answer(b"link: </a>", status=b"HTTP/1.1 %b Early" % status).head.status == int(status)
 
 
 @pytest.mark.parametrize("status", [b"200 OK", b"426 Upgrade Required"])
@@ -173,9 +183,24 @@ def test_an_offer_to_upgrade_is_no_failure(status: bytes) -> None:
     head = answer(
         b"upgrade: h2,h2c", b"connection: upgrade", b"content-length: 2", status=b"HTTP/1.1 " + status
     )
-    assert (head.status, head.length) == (int(status[:3]), 2)
+    assert (head.head.status, head.length) == (int(status[:3]), 2)
     assert not [line for line in client_sees(head) if line.startswith((b"upgrade", b"connection"))]
 
 
 def test_a_reason_may_be_missing() -> None:
     assert client_sees(answer(b"content-length: 0", status=b"HTTP/1.1 200"))[0] == b"HTTP/1.1 200 "
+
+
+def test_a_head_that_is_not_all_there_is_waited_for() -> None:
+    whole = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n"
+    assert [read_answer(whole[:end]) for end in range(len(whole))] == [None] * len(whole)
+
+
+def test_an_endless_head_is_an_upstream_failure() -> None:
+    with pytest.raises(BadAnswer):
+        read_answer(b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 20_000)
+
+
+def test_a_remembered_head_says_nothing_of_another_length() -> None:
+    lengths = [answer(b"content-length: %d" % length).length for length in (3, 0, 77, 3)]
+    assert lengths == [3, 0, 77, 3]

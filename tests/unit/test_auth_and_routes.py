@@ -11,19 +11,20 @@ from hypothesis import strategies as st
 from vllm_stack.keys import hash_key
 from vllm_stack.proxy.auth import check_key
 from vllm_stack.proxy.refusal import Refusal
-from vllm_stack.proxy.request import Request, check_path
-from vllm_stack.proxy.routes import CLOSED, INFERENCE, is_closed, is_inference
+from vllm_stack.proxy.request import RequestHead, check_path
+from vllm_stack.proxy.routes import CLOSED, INFERENCE, Route, is_closed, route_of
 
 ACCEPTED = (hash_key(b"first"), hash_key(b"second"))
 A, X = b"Authorization", b"X-Api-Key"
 
 
 def admitted(*headers: tuple[bytes, bytes], accepted: tuple[bytes, ...] = ACCEPTED) -> bool:
-    request = Request()
-    request.headers = list(headers)
+    head = RequestHead()
+    for name, value in headers:
+        head.add(name, value)
     refused: Refusal | None = None
     try:
-        check_key(request, accepted)
+        check_key(head, accepted)
     except Refusal as caught:
         refused = caught
     if refused is None:
@@ -137,4 +138,4 @@ def test_opening_one_route_opens_no_other() -> None:
 def test_only_what_runs_the_model_and_changes_nothing_is_sent_twice(
     method: bytes, path: bytes, expected: bool
 ) -> None:
-    assert is_inference(method, path) is expected
+    assert (route_of(method, path, frozenset()) is Route.INFERENCE) is expected

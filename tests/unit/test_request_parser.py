@@ -9,15 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_stack.proxy.known_heads import KnownHeads
 from vllm_stack.proxy.refusal import Refusal
-from vllm_stack.proxy.request import MAX_HEAD, Request, RequestParser, check_path
+from vllm_stack.proxy.request import MAX_HEAD, Request, RequestHead, RequestParser, check_path
 
 LIMIT = 1000
 HOST = b"Host: x\r\n"
 
 
-def parse(*pieces: bytes, limit: int = LIMIT) -> list[Request]:
-    parser = RequestParser(limit)
+def new_parser(limit: int = LIMIT) -> RequestParser:
+    return RequestParser(limit, KnownHeads(100))
+
+
+def parse(*pieces: bytes, limit: int = LIMIT, known: KnownHeads[RequestHead] | None = None) -> list[Request]:
+    parser = RequestParser(limit, known or KnownHeads(100))
     for piece in pieces:
         parser.feed(piece)
     return list(parser.requests)
@@ -49,7 +54,7 @@ SEVERAL = (
 
 
 def shown(requests: list[Request]) -> list[tuple[bytes, bytes, bytes, bool]]:
-    return [(r.method, r.target, r.body(), r.complete) for r in requests]
+    return [(r.method, r.head.target, r.body(), r.complete) for r in requests]
 
 
 @settings(max_examples=150)
@@ -62,6 +67,82 @@ def test_requests_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> Non
     assert all(complete for *_, complete in shown(parse(*pieces)))
 
 
+@settings(max_examples=150)
+@given(cuts=st.lists(st.integers(0, len(SEVERAL)), max_size=12))
+def test_requests_are_the_same_when_their_heads_are_known(cuts: list[int]) -> None:
+    known: KnownHeads[RequestHead] = KnownHeads(100)
+    parse(post(b"Content-Length: 1", body=b"x") + head(), known=known)
+    parse(head(), known=known)
+    parse(SEVERAL, known=known)
+    edges = [0, *sorted(cuts), len(SEVERAL)]
+    pieces = [SEVERAL[a:b] for a, b in pairwise(edges)]
+    assert shown(parse(*pieces, known=known)) == shown(parse(SEVERAL))
+
+
+def test_a_head_that_came_before_is_not_parsed_again() -> None:
+    known: KnownHeads[RequestHead] = KnownHeads(100)
+    first = parse(post(b"Content-Length: 3", body=b"abc"), known=known)[0]
+    second = parse(post(b"Content-Length: 12", body=b"abcdefghijkl"), known=known)[0]
+    assert second.head is first.head
+    assert (second.body(), second.complete) == (b"abcdefghijkl", True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        post(b"Content-Length: 3", b"X-A: 2", body=b"abc"),
+        post(b"content-length: 3", b"X-A: 1", body=b"abc"),
+        post(b"X-A: 1", b"Content-Length: 3", body=b"abc"),
+        post(b"Content-Length:  3", b"X-A: 1", body=b"abc"),
+    ],
+)
+def test_any_other_byte_makes_another_head(other: bytes) -> None:
+    known: KnownHeads[RequestHead] = KnownHeads(100)
+    first = parse(post(b"Content-Length: 3", b"X-A: 1", body=b"abc"), known=known)[0]
+    assert parse(other, known=known)[0].head is not first.head
+
+
+@pytest.mark.parametrize("length", [b"+3", b"-3", b"3 4", b"0x3", b"", b"3,3", b"9" * 30])
+def test_a_known_head_opens_no_way_for_a_bad_length(length: bytes) -> None:
+    known: KnownHeads[RequestHead] = KnownHeads(100)
+    parse(post(b"Content-Length: 3", body=b"abc"), known=known)
+    with pytest.raises(Refusal) as caught:
+        parse(post(b"Content-Length: " + length, body=b"abc"), known=known)
+    assert caught.value.status in (400, 413)
+
+
+def test_a_known_head_opens_no_way_for_a_large_body() -> None:
+    known: KnownHeads[RequestHead] = KnownHeads(100)
+    parse(post(b"Content-Length: 3", body=b"abc"), known=known)
+    with pytest.raises(Refusal) as caught:
+        parse(post(b"Content-Length: %d" % (LIMIT + 1)), known=known)
+    assert caught.value.status == 413
+
+
+def test_a_second_length_is_refused_beside_a_known_head() -> None:
+    known: KnownHeads[RequestHead] = KnownHeads(100)
+    parse(post(b"Content-Length: 3", body=b"abc"), known=known)
+    with pytest.raises(Refusal):
+        parse(post(b"Content-Length: 3", b"Content-Length: 3", body=b"abc"), known=known)
+
+
+@pytest.mark.parametrize("line", [b"X-Request-Id: mine", CHUNKED, b"Upgrade: h2c", b"Expect: 100-continue"])
+def test_a_request_with_a_course_of_its_own_is_never_remembered(line: bytes) -> None:
+    known: KnownHeads[RequestHead] = KnownHeads(100)
+    body = b"0\r\n\r\n" if line is CHUNKED else b""
+    first, second = (parse(post(line, body=body), known=known)[0] for _ in range(2))
+    assert first.head is not second.head
+
+
+def test_only_so_many_heads_are_remembered() -> None:
+    known: KnownHeads[RequestHead] = KnownHeads(3)
+    for number in range(10):
+        parse(head(b"GET /%d HTTP/1.1" % number), known=known)
+    seen = [parse(head(b"GET /%d HTTP/1.1" % number), known=known)[0].head for number in (7, 8, 9)]
+    again = [parse(head(b"GET /%d HTTP/1.1" % number), known=known)[0].head for number in (7, 8, 9)]
+    assert [a is b for a, b in zip(seen, again, strict=True)] == [True] * 3
+
+
 def test_requests_are_the_same_byte_by_byte() -> None:
     assert shown(parse(*(SEVERAL[i : i + 1] for i in range(len(SEVERAL))))) == shown(parse(SEVERAL))
 
@@ -69,7 +150,7 @@ def test_requests_are_the_same_byte_by_byte() -> None:
 @settings(max_examples=300)
 @given(data=st.binary(max_size=200), seed=st.sampled_from([b"", head()[:-2], SEVERAL[:60], SEVERAL]))
 def test_no_bytes_raise_anything_but_a_refusal(data: bytes, seed: bytes) -> None:
-    parser = RequestParser(LIMIT)
+    parser = new_parser()
     with suppress(Refusal):
         parser.feed(seed + data)
     assert all(request.path.startswith(b"/") for request in parser.requests)
@@ -86,7 +167,7 @@ def test_no_bytes_raise_anything_but_a_refusal(data: bytes, seed: bytes) -> None
     ],
 )
 def test_a_connection_is_kept_as_the_request_says(version: bytes, header: bytes, keeps: bool) -> None:
-    assert parse(head(b"GET /a HTTP/" + version, header))[0].keep_alive is keeps
+    assert parse(head(b"GET /a HTTP/" + version, header))[0].head.keep_alive is keeps
 
 
 @pytest.mark.parametrize(
@@ -129,7 +210,7 @@ def test_a_client_may_name_its_request_in_plain_words_only(given_ids: tuple[byte
 )
 def test_a_target_is_reduced_to_path_and_query(line: bytes, target: bytes, path: bytes) -> None:
     request = parse(head(b"GET %b HTTP/1.1" % line))[0]
-    assert (request.target, request.path) == (target, path)
+    assert (request.head.target, request.path) == (target, path)
 
 
 @pytest.mark.parametrize(
@@ -249,12 +330,12 @@ def test_a_body_of_framing_without_bytes_is_refused(junk: bytes) -> None:
 def test_a_trailer_field_becomes_no_header() -> None:
     """llhttp's binding hands the last trailer field over when the next message begins."""
     first, second = parse(post(CHUNKED, body=b"0\r\nX-Leak: 1\r\nX-Api-Key: 2\r\n\r\n") + head())
-    assert first.headers == [(b"Host", b"x"), (b"Transfer-Encoding", b"chunked")]
-    assert second.headers == [(b"Host", b"x")]
+    assert first.head.headers == [(b"Host", b"x"), (b"Transfer-Encoding", b"chunked")]
+    assert second.head.headers == [(b"Host", b"x")]
 
 
 def test_a_good_request_is_kept_when_a_bad_one_follows_in_the_same_bytes() -> None:
-    parser = RequestParser(LIMIT)
+    parser = new_parser()
     parser.feed(head() + head(b"GET //b HTTP/1.1"))
     assert [request.path for request in parser.requests] == [b"/a"]
     with pytest.raises(Refusal):
@@ -288,13 +369,13 @@ def test_other_protocols_are_refused(data: bytes) -> None:
 def test_only_100_continue_can_be_expected(expect: bytes, answer: bool | int) -> None:
     data = post(b"Expect: " + expect, b"Content-Length: 1")
     if answer is True:
-        assert parse(data)[0].expects_continue
+        assert parse(data)[0].head.expects_continue
     else:
         assert refusal(data).status == answer
 
 
 def test_a_request_has_started_from_its_first_byte_to_its_last() -> None:
-    parser = RequestParser(LIMIT)
+    parser = new_parser()
     assert not parser.started
     for byte in post(b"Content-Length: 2", body=b"a"):
         parser.feed(bytes([byte]))

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from vllm_stack.proxy.scoreboard import TOTALS, Scoreboard
+from vllm_stack.proxy.scoreboard import REQUESTS, TOTALS, Scoreboard
 
 
 def test_readers_see_the_sum_of_all_rows() -> None:
@@ -24,11 +24,11 @@ def test_totals_outlive_the_process_that_counted_them(total: str) -> None:
     board = Scoreboard(processes=1, workers=2)
     number = board.take_row()
     row = board.row(number)
-    row.count(total)
+    row.count(TOTALS.index(total))
     row.lease(1)
     board.give_back(number)
     row_again = board.row(board.take_row())
-    row_again.count(total)
+    row_again.count(TOTALS.index(total))
     assert board.totals() == dict.fromkeys(TOTALS, 0) | {total: 2}
     assert list(board.loads()) == [0, 0]
 
@@ -50,7 +50,7 @@ def test_a_forked_process_counts_in_the_memory_of_its_parent() -> None:
         row = board.row(number)
         for _ in range(1000):
             row.lease(0)
-            row.count("requests")
+            row.count(REQUESTS)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert list(board.loads()) == [1000]

@@ -6,6 +6,7 @@ import httptools
 
 from vllm_stack.proxy.failures import BadAnswer
 from vllm_stack.proxy.framing import Chunked, Dechunked, Framing, Length, UntilClose
+from vllm_stack.proxy.known_heads import KnownHeads, cut
 from vllm_stack.proxy.request import Request
 
 MAX_HEAD = 65536
@@ -24,10 +25,29 @@ HOP_BY_HOP = frozenset(
     }
 )
 _BODILESS = frozenset({204, 304})
+# A worker's heads differ by their date only, which is new every second.
+_known: KnownHeads[AnswerHead] = KnownHeads(256)
 
 
 class AnswerHead:
-    """Status, headers and framing of one answer."""
+    """Status, headers and framing of one answer; all but the number of its Content-Length.
+
+    The same bytes make the same head: it is not changed once it was parsed.
+    """
+
+    __slots__ = (
+        "_complete",
+        "_named_by_connection",
+        "chunked",
+        "headers",
+        "http_1_1",
+        "is_events",
+        "keeps_alive",
+        "kept",
+        "length",
+        "reason",
+        "status",
+    )
 
     def __init__(self, head: bytes) -> None:
         """Parse a head that ends with its empty line; raises `BadAnswer`."""
@@ -49,6 +69,9 @@ class AnswerHead:
         self._named_by_connection: set[bytes] = set()
         self._read_framing()
         self.keeps_alive = self.http_1_1 and b"close" not in self._named_by_connection
+        self.is_events = self._content_type() == b"text/event-stream"
+        # The lines a client gets as they are, and those that follow from them.
+        self.kept = self._kept()
 
     # Called by llhttp.
 
@@ -77,39 +100,69 @@ class AnswerHead:
         if self.chunked and (self.length is not None or not self.http_1_1):
             raise BadAnswer("The worker's answer has two framings")
 
-    def content_type(self) -> bytes:
+    def _content_type(self) -> bytes:
         for name, value in self.headers:
             if name.lower() == b"content-type":
                 return value.partition(b";")[0].strip().lower()
         return b""
 
-    @property
-    def is_events(self) -> bool:
-        return self.content_type() == b"text/event-stream"
-
-    def has_no_body(self, method: bytes) -> bool:
-        return method == b"HEAD" or self.status in _BODILESS
-
-    def framing_for(self, request: Request) -> Framing:
-        """Choose how the body of this answer is passed on to this client."""
-        if self.has_no_body(request.method):
-            return Length(0)
-        if self.chunked:
-            return Chunked(self.is_events) if request.http_1_1 else Dechunked(self.is_events)
-        return Length(self.length) if self.length is not None else UntilClose(request.http_1_1)
-
-    def head_for(self, request: Request, keep_alive: bool) -> bytes:
-        """Give the head as the client gets it."""
+    def _kept(self) -> bytes:
         dropped = HOP_BY_HOP | self._named_by_connection | {b"content-length", b"x-request-id"}
         lines = [b"HTTP/1.1 %d %s" % (self.status, self.reason)]
         lines += [b"%s: %s" % pair for pair in self.headers if pair[0].lower() not in dropped]
-        if self.length is not None and self.status != 204:
-            lines.append(b"content-length: %d" % self.length)
-        elif request.http_1_1 and not self.has_no_body(request.method):
-            lines.append(b"transfer-encoding: chunked")
         if self.is_events:
             lines.append(b"x-accel-buffering: no")  # an nginx in front of us must not collect events
-        lines.append(b"x-request-id: " + request.id)
-        if not keep_alive:
-            lines.append(b"connection: close")
-        return b"\r\n".join(lines) + b"\r\n\r\n"
+        return b"\r\n".join(lines) + b"\r\n"
+
+
+class Answer:
+    """One answer: its head, and how long its body is if the head says so."""
+
+    __slots__ = ("head", "length")
+
+    def __init__(self, head: AnswerHead, length: int | None) -> None:
+        self.head = head
+        self.length = length
+
+    def has_no_body(self, method: bytes) -> bool:
+        return method == b"HEAD" or self.head.status in _BODILESS
+
+    def framing_for(self, request: Request) -> Framing:
+        """Choose how the body of this answer is passed on to this client."""
+        if self.has_no_body(request.head.method):
+            return Length(0)
+        if self.length is not None:
+            return Length(self.length)
+        if not self.head.chunked:
+            return UntilClose(request.head.http_1_1)
+        return Chunked(self.head.is_events) if request.head.http_1_1 else Dechunked(self.head.is_events)
+
+    def head_for(self, request: Request, keep_alive: bool) -> bytes:
+        """Give the head as the client gets it."""
+        framing = b""
+        if self.length is not None:
+            if self.head.status != 204:
+                framing = b"content-length: %d\r\n" % self.length
+        elif request.head.http_1_1 and not self.has_no_body(request.head.method):
+            framing = b"transfer-encoding: chunked\r\n"
+        end = b"\r\n\r\n" if keep_alive else b"\r\nconnection: close\r\n\r\n"
+        return b"".join((self.head.kept, framing, b"x-request-id: ", request.id, end))
+
+
+def read_answer(data: bytes) -> tuple[Answer, int] | None:
+    """Read the head that `data` begins with; None if its end has not come yet.
+
+    Gives the answer and where its body begins. Raises `BadAnswer` for what is no HTTP, or endless.
+    """
+    part = cut(data)
+    if part is not None and (known := _known.get(part.key)) is not None:
+        return Answer(known, part.length), part.size
+    end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
+    if end < 0:
+        if len(data) >= MAX_HEAD:
+            raise BadAnswer(f"The head of the worker's answer exceeds {MAX_HEAD} bytes")
+        return None
+    head = AnswerHead(data[: end + 4])
+    if part is not None and part.length == head.length:
+        _known.learn(part.key, head)
+    return Answer(head, head.length), end + 4

@@ -13,6 +13,7 @@ from vllm_stack.proxy.failures import ClientGone
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.refusal import Refusal, answer
 from vllm_stack.proxy.request import Request, RequestParser
+from vllm_stack.proxy.scoreboard import CLIENT_GONE, REFUSED, REQUESTS
 
 # Seconds. A head must be there in HEAD_DEADLINE from its first byte; a body gets BODY_GRACE and one
 # second more for every BODY_RATE bytes that came, so that large uploads pass and trickles do not.
@@ -31,8 +32,9 @@ class Client:
     def __init__(self, door: Door, sock: Any, ip: str) -> None:
         self._door = door
         self._peer = Peer(sock, ip)
-        self._parser = RequestParser(door.settings.max_body)
+        self._parser = RequestParser(door.settings.max_body, door.known_heads)
         self._served = False
+        door.peers.add(self._peer)
 
     def serve(self) -> None:
         """Answer requests until the connection ends; never raises what a client can cause."""
@@ -42,11 +44,12 @@ class Client:
         except (ClientGone, OSError):
             pass
         except Exception:
-            self._door.log.exception("A bug of ours ended a connection of %s", self._peer.ip)
+            self._door.log.exception("A bug of ours ended a connection of %s", self._peer.ip.decode())
             refusal = Refusal(502, "proxy_error", "The proxy failed", kind=SERVER_ERROR, close=True)
             with contextlib.suppress(OSError, ClientGone):
                 self._peer.refuse(refusal, None, keep_alive=False)
         finally:
+            self._door.peers.discard(self._peer)
             self._peer.close()
 
     def _serve_one(self) -> bool:
@@ -55,10 +58,11 @@ class Client:
             request = self._read_head()
             if request is None:
                 return False
-            self._door.row.count("requests")
+            self._door.row.count(REQUESTS)
             self._served = True
             local = self._door.admit(request)
-            self._read_body(request)
+            if not request.complete:
+                self._read_body(request)
         except Refusal as refusal:
             return self._refuse(refusal, request)
         self._parser.requests.popleft()
@@ -68,18 +72,18 @@ class Client:
             return Exchange(self._door, self._peer, request).run()
         except ClientGone:
             if self._peer.gone:
-                self._door.row.count("client_gone")
+                self._door.row.count(CLIENT_GONE)
             raise
 
     def _refuse(self, refusal: Refusal, request: Request | None) -> bool:
-        self._door.row.count("refused")
+        self._door.row.count(REFUSED)
         if request is not None and request.complete:
             self._parser.requests.popleft()
-        keep_alive = request is not None and request.keep_alive and not self._door.closing
+        keep_alive = request is not None and request.head.keep_alive and not self._door.closing
         return self._peer.refuse(refusal, request, keep_alive)
 
     def _answer_locally(self, status: int, body: bytes, request: Request) -> bool:
-        keep_alive = request.keep_alive and not self._door.closing
+        keep_alive = request.head.keep_alive and not self._door.closing
         headers = (("retry-after", "5"),) if status == 503 else ()
         head_only = request.method == b"HEAD"
         self._peer.send(answer(status, body, headers=headers, keep_alive=keep_alive, head_only=head_only))
@@ -102,9 +106,7 @@ class Client:
         return self._parser.requests[0]
 
     def _read_body(self, request: Request) -> None:
-        if request.complete:
-            return
-        if request.expects_continue:
+        if request.head.expects_continue:
             self._peer.send(_CONTINUE)
         begun = time.monotonic()
         while not request.complete:
@@ -116,13 +118,13 @@ class Client:
         """Wait for the next request; empty when the client, the time or the door ended the wait."""
         if self._door.closing and self._served:
             return b""
-        self._door.idle.add(self._peer)
+        self._peer.idle = True
         try:
             return self._peer.receive(LAST_REQUEST if self._door.closing else KEEP_ALIVE)
         except TimeoutError:
             return b""
         finally:
-            self._door.idle.discard(self._peer)
+            self._peer.idle = False
 
     def _receive(self, deadline: float, part: str) -> bytes:
         """Read more of a request that has begun; raises `Refusal` at its deadline or a cut."""

@@ -11,15 +11,17 @@ import gevent
 from vllm_stack.proxy import health
 from vllm_stack.proxy.auth import check_key
 from vllm_stack.proxy.backends import Backends
+from vllm_stack.proxy.known_heads import KnownHeads
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.refusal import Refusal
-from vllm_stack.proxy.request import Request
-from vllm_stack.proxy.routes import HEALTH, LIVENESS, is_closed
+from vllm_stack.proxy.request import Request, RequestHead
+from vllm_stack.proxy.routes import Route, route_of
 from vllm_stack.proxy.scoreboard import Row, Scoreboard
 from vllm_stack.proxy.settings import ProxySettings
 
 # Seconds before the end of the drain at which open answers are cut.
 CUT_AHEAD = 1.0
+_KNOWN_HEADS = 1024
 
 
 class Door:
@@ -32,12 +34,13 @@ class Door:
         self.settings = settings
         self.board = board
         self.row = row
+        self.internal_key = settings.internal_key.encode()
         self.backends = Backends(settings, board, row)
         self.log = logging.getLogger("gunicorn.error")
         self.closing = False
         self.cutting = False
-        self.idle: set[Peer] = set()
-        self.busy: set[Peer] = set()
+        self.peers: set[Peer] = set()
+        self.known_heads: KnownHeads[RequestHead] = KnownHeads(_KNOWN_HEADS)
         self._opened = frozenset(route.encode() for route in settings.open_routes)
         self._watches: Iterable[gevent.Greenlet[..., None]] = ()
 
@@ -55,13 +58,13 @@ class Door:
         client can read.
         """
         self.closing = True
-        for peer in list(self.idle):
-            peer.hang_up()
+        for peer in self.peers:
+            peer.end_idle()
         gevent.spawn_later(max(0.0, self.settings.drain_timeout - CUT_AHEAD), self._cut)
 
     def _cut(self) -> None:
         self.cutting = True
-        for peer in list(self.busy):
+        for peer in self.peers:
             peer.abort_upstream()
 
     def admit(self, request: Request) -> tuple[int, bytes] | None:
@@ -69,12 +72,16 @@ class Door:
 
         Raises `Refusal` for a missing or wrong key and for a closed route.
         """
-        if request.path in HEALTH:
+        head = request.head
+        route = head.route
+        if route is None:
+            route = head.route = route_of(head.method, head.path, self._opened)
+        if route is Route.HEALTH:
             return self._health()
-        if request.path == LIVENESS:
+        if route is Route.LIVENESS:
             return 200, b'{"status":"alive"}'
-        check_key(request, self.settings.client_keys)
-        if is_closed(request.path, self._opened):
+        check_key(head, self.settings.client_keys)
+        if route is Route.CLOSED:
             raise Refusal(404, "not_found", "There is no such route here")
         return None
 

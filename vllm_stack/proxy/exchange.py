@@ -7,8 +7,9 @@ on, release. A failure goes to `failures.may_retry`, then to `failures.refusal_f
 from __future__ import annotations
 
 from vllm_stack.openai import SERVER_ERROR, error_event
-from vllm_stack.proxy.answer_head import HOP_BY_HOP, MAX_HEAD, AnswerHead
+from vllm_stack.proxy.answer_head import Answer, AnswerHead, read_answer
 from vllm_stack.proxy.backends import Backend
+from vllm_stack.proxy.channel import READ_SIZE
 from vllm_stack.proxy.door import Door
 from vllm_stack.proxy.failures import (
     Aborted,
@@ -25,105 +26,73 @@ from vllm_stack.proxy.failures import (
 )
 from vllm_stack.proxy.framing import ABORT, STOPPED, Framing
 from vllm_stack.proxy.peer import Peer
-from vllm_stack.proxy.relay import READ_SIZE, WRITE_TIMEOUT, Relay
+from vllm_stack.proxy.relay import Relay
 from vllm_stack.proxy.request import Request
-from vllm_stack.proxy.routes import is_inference
+from vllm_stack.proxy.routes import Route
+from vllm_stack.proxy.scoreboard import FAILURES, RETRIES
 from vllm_stack.proxy.upstream import Upstream
+from vllm_stack.proxy.upstream_head import upstream_head
 
 # An answer up to this size is read to its end before a byte goes out: until then it can be retried.
 HELD_ANSWER = 256 * 1024
-# What the worker gets from us instead: its own key, our framing, our view of the connection.
-_NOT_FORWARDED = HOP_BY_HOP | {
-    b"authorization",
-    b"content-length",
-    b"expect",
-    b"forwarded",
-    b"host",
-    b"x-api-key",
-    b"x-forwarded-for",
-    b"x-forwarded-host",
-    b"x-forwarded-proto",
-    b"x-real-ip",
-    b"x-request-id",
-}
-
-
-def upstream_head(request: Request, internal_key: str, client_ip: str) -> bytes:
-    """Give the head that a worker gets: one well-formed request, whatever the client's looked like.
-
-    Header names with an underscore are dropped: frameworks take `X_Auth` for `X-Auth`.
-    """
-    named = {word.strip().lower() for value in request.values(b"connection") for word in value.split(b",")}
-    dropped = _NOT_FORWARDED | named
-    # The client's Host goes along: a worker builds redirects from it.
-    host = request.values(b"host") or [b"worker"]
-    lines = [b"%s %s HTTP/1.1" % (request.method, request.target), b"host: " + host[0]]
-    lines += [
-        b"%s: %s" % pair for pair in request.headers if pair[0].lower() not in dropped and b"_" not in pair[0]
-    ]
-    lines.append(b"authorization: Bearer " + internal_key.encode())
-    lines.append(b"x-request-id: " + request.id)
-    lines.append(b"x-forwarded-for: " + client_ip.encode())
-    if request.body_size or request.method in (b"POST", b"PUT", b"PATCH"):
-        lines.append(b"content-length: %d" % request.body_size)
-    return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
 class Exchange:
     """One request of one client; `run` answers it in every case."""
 
+    __slots__ = ("_backends", "_door", "_head", "_keep_alive", "_peer", "_request")
+
     def __init__(self, door: Door, peer: Peer, request: Request) -> None:
         self._door = door
+        self._backends = door.backends
         self._peer = peer
         self._request = request
-        self._head = upstream_head(request, door.settings.internal_key, peer.ip)
-        self._keep_alive = request.keep_alive and not door.closing
+        self._head = upstream_head(request, door.internal_key, peer.ip)
+        self._keep_alive = request.head.keep_alive and not door.closing
 
     def run(self) -> bool:
         """Answer the request; True if the connection can carry another one.
 
         Raises `ClientGone` when nobody is left to answer.
         """
-        inference = is_inference(self._request.method, self._request.path)
         tried: set[int] = set()
         sent = 0
         failure: UpstreamFailure | None = None
-        backend = self._door.backends.choose(tried)
+        backend = self._backends.choose(tried)
         while backend is not None:
             if sent:
-                self._door.row.count("retries")
+                self._door.row.count(RETRIES)
             try:
                 return self._attempt(backend, fresh=isinstance(failure, StaleConnection))
             except UpstreamFailure as caught:
                 failure = Stopping() if self._door.cutting else caught
             sent += not failure.unsent
-            if not may_retry(failure, sent > 1, inference):
+            if not may_retry(failure, sent > 1, self._request.head.route is Route.INFERENCE):
                 break
             tried.add(backend.index)
             # A kept connection that died says nothing of its worker: the only one gets another.
             alone = backend if isinstance(failure, StaleConnection) else None
-            backend = self._door.backends.choose(tried) or alone
-        self._door.row.count("failures")
+            backend = self._backends.choose(tried) or alone
+        self._door.row.count(FAILURES)
         return self._peer.refuse(refusal_for(failure, sent > 1), self._request, self._keep_alive)
 
     def _attempt(self, backend: Backend, fresh: bool) -> bool:
-        self._door.backends.lease(backend)
-        self._door.busy.add(self._peer)
+        self._backends.lease(backend)
         try:
             upstream = self._connect(backend, fresh)
+            self._peer.upstream = upstream
             reusable = False
             try:
-                with self._peer.watching(upstream):
-                    reusable = self._pass_on(backend, upstream)
+                reusable = self._pass_on(backend, upstream)
                 return self._keep_alive
             except Broken:
                 backend.suspect("connection broke")
                 raise
             finally:
+                self._peer.upstream = None
                 backend.pool.put(upstream) if reusable else upstream.close()
         finally:
-            self._door.busy.discard(self._peer)
-            self._door.backends.release(backend)
+            self._backends.release(backend)
 
     def _connect(self, backend: Backend, fresh: bool) -> Upstream:
         try:
@@ -136,75 +105,72 @@ class Exchange:
         """Send the request and pass the answer on; gives whether the connection can be kept."""
         try:
             self._send(upstream)
-            head, rest = self._read_head(upstream)
-            framing = head.framing_for(self._request)
-            start = head.head_for(self._request, self._keep_alive)
-            if head.length is not None and head.length <= HELD_ANSWER:
+            answer, rest = self._read_head(upstream)
+            framing = answer.framing_for(self._request)
+            start = answer.head_for(self._request, self._keep_alive)
+            if answer.length is not None and answer.length <= HELD_ANSWER:
                 body = self._read_held(upstream, framing, rest)
-                if ABORT in body or (head.status >= 500 and backend.is_stopping()):
+                if ABORT in body or (answer.head.status >= 500 and backend.is_stopping()):
                     raise Aborted(STOPPED)
                 self._peer.send(start + body)
             else:
-                self._stream(upstream, framing, head, start, rest)
+                self._stream(upstream, framing, answer.head, start, rest)
         except UpstreamFailure:
             if self._peer.gone:
                 raise ClientGone from None
             raise
-        return framing.clean and head.keeps_alive
+        return framing.clean and answer.head.keeps_alive
 
     def _send(self, upstream: Upstream) -> None:
-        upstream.sock.settimeout(WRITE_TIMEOUT)
         body = self._request.body()
         try:
             if len(body) < READ_SIZE:
-                upstream.sock.sendall(self._head + body)
+                upstream.send(self._head + body)
             else:
-                upstream.sock.sendall(self._head)
-                upstream.sock.sendall(body)
+                upstream.send(self._head)
+                upstream.send(body)
         except OSError as error:
             raise self._broken(upstream, f"The request could not be sent: {error}") from None
 
-    def _read_head(self, upstream: Upstream) -> tuple[AnswerHead, bytes]:
+    def _read_head(self, upstream: Upstream) -> tuple[Answer, bytes]:
         """Read up to the end of the final head, past any 1xx; gives what came of the body too."""
-        data = b""
+        data = self._receive(upstream, begun=False)
         while True:
-            end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
-            if end >= 0:
-                head = AnswerHead(data[: end + 4])
-                data = data[end + 4 :]
-                if head.status >= 200:
-                    return head, data
-                if head.status == 101:
-                    raise BadAnswer("The worker switched protocols without being asked")
+            read = read_answer(data)
+            if read is None:
+                data += self._receive(upstream)
                 continue
-            if len(data) >= MAX_HEAD:
-                raise BadAnswer(f"The head of the worker's answer exceeds {MAX_HEAD} bytes")
-            more = self._receive(upstream)
-            if not more and data:
-                raise Broken("The worker's answer ended in its head")
-            if not more:
-                raise self._broken(upstream, "The worker hung up before it answered")
-            data += more
+            answer, size = read
+            data = data[size:]
+            if answer.head.status >= 200:
+                return answer, data
+            if answer.head.status == 101:
+                raise BadAnswer("The worker switched protocols without being asked")
+            data = data or self._receive(upstream)
 
     def _read_held(self, upstream: Upstream, framing: Framing, rest: bytes) -> bytes:
         """Read a short answer to its end; until then nothing has gone out and all can be retried."""
-        parts = [framing.feed(rest)]
+        body = framing.feed(rest)
+        if framing.done:
+            return body
+        parts = [body]
         while not framing.done:
-            data = self._receive(upstream)
-            if not data:
-                raise Broken("The worker hung up in the middle of its answer")
-            parts.append(framing.feed(data))
+            parts.append(framing.feed(self._receive(upstream)))
         return b"".join(parts)
 
-    def _receive(self, upstream: Upstream) -> bytes:
-        upstream.sock.settimeout(self._door.settings.response_timeout)
+    def _receive(self, upstream: Upstream, begun: bool = True) -> bytes:
+        """Read more of an answer that has `begun`, or not; raises `UpstreamFailure` when it ends."""
         try:
-            data: bytes = upstream.sock.recv(READ_SIZE)
+            data = upstream.receive(self._door.settings.response_timeout)
         except TimeoutError:
             raise Silent("The worker did not answer in time") from None
-        except OSError as error:
-            raise self._broken(upstream, f"The connection to the worker broke: {error.strerror}") from None
-        return data
+        if data:
+            return data
+        if upstream.error is not None:
+            message = f"The connection to the worker broke: {upstream.error.strerror}"
+        else:
+            message = f"The worker hung up {'in the middle of its answer' if begun else 'before it answered'}"
+        raise Broken(message) if begun else self._broken(upstream, message)
 
     @staticmethod
     def _broken(upstream: Upstream, message: str) -> UpstreamFailure:
@@ -214,7 +180,7 @@ class Exchange:
         self, upstream: Upstream, framing: Framing, head: AnswerHead, start: bytes, rest: bytes
     ) -> None:
         """Pass a long answer on as it comes. Once it has begun it is never retried."""
-        relay = Relay(self._peer.sock, upstream, framing, self._door.settings.response_timeout)
+        relay = Relay(self._peer, upstream, framing, self._door.settings.response_timeout)
         try:
             relay.run(rest, start)
         except UpstreamFailure as failure:
@@ -227,7 +193,7 @@ class Exchange:
 
         An event stream gets OpenAI's error as its last event; nothing gets a last chunk.
         """
-        self._door.row.count("failures")
+        self._door.row.count(FAILURES)
         if head.is_events:
             message = str(Stopping() if self._door.cutting else failure)
             event = error_event(message, SERVER_ERROR, "upstream_error")

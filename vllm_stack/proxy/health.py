@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import gevent
 
-from vllm_stack.proxy.answer_head import MAX_HEAD, AnswerHead
+from vllm_stack.proxy.answer_head import read_answer
 from vllm_stack.proxy.backends import Backend
 from vllm_stack.proxy.failures import BadAnswer
 from vllm_stack.proxy.upstream import Pool, Upstream
@@ -40,7 +40,6 @@ def watch(backend: Backend) -> None:
         late = late + 1 if state == "late" else 0
         if state != "late" or late >= LATE_ANSWERS or not backend.ready:
             backend.mark(state == "ready", state)
-        backend.pool.expire()
         line.wait(INTERVAL_IN if backend.ready else INTERVAL_OUT)
 
 
@@ -64,12 +63,14 @@ class _Line:
     def ask(self) -> str:
         """Ask once and say in a word what came: ready, ill, late, or not listening."""
         try:
-            with gevent.Timeout(TIMEOUT):
-                if self._upstream is None or not self._upstream.is_alive():
-                    self._hang_up()
-                    self._upstream = self._pool.connect()
+            if self._upstream is None:
+                self._upstream = self._pool.connect()
+        except OSError:
+            return "not listening"
+        try:
+            with gevent.Timeout(TIMEOUT, TimeoutError("The worker's health was not told in time")):
                 status = self._status(self._upstream)
-        except gevent.Timeout:
+        except TimeoutError:
             self._hang_up()
             return "late"
         except (OSError, BadAnswer):
@@ -82,30 +83,37 @@ class _Line:
         if self._upstream is None:
             self._look.wait(seconds)
             return
-        watcher = gevent.get_hub().loop.io(self._upstream.raw.fileno(), 1)
-        watcher.start(self._look.set)
-        try:
-            self._look.wait(seconds)
-        finally:
-            watcher.stop()
-            watcher.close()
+        self._upstream.consume(self._on_break, 2 * seconds)
+        self._look.wait(seconds)
+        if self._upstream is not None:
+            self._upstream.release()
+
+    def _on_break(self, data: bytes | None) -> None:
+        """Nothing was asked, so whatever comes is the end of the line."""
+        self._hang_up()
+        self._look.set()
 
     def _status(self, upstream: Upstream) -> int:
-        upstream.sock.sendall(_QUESTION)
-        data = b""
-        while (end := data.find(b"\r\n\r\n")) < 0:
-            if len(data) > MAX_HEAD or not (more := upstream.sock.recv(4096)):
-                raise BadAnswer("The worker gave no answer about its health")
-            data += more
-        head = AnswerHead(data[: end + 4])
-        left = (head.length or 0) - (len(data) - end - 4)
-        while left > 0 and (more := upstream.sock.recv(4096)):
-            left -= len(more)
-        if left != 0 or head.length is None or not head.keeps_alive:
+        upstream.send(_QUESTION)
+        data = upstream.receive(2 * TIMEOUT)
+        while (read := read_answer(data)) is None:
+            data += _more(upstream)
+        answer, size = read
+        left = (answer.length or 0) - (len(data) - size)
+        while left > 0:
+            left -= len(_more(upstream))
+        if left != 0 or answer.length is None or not answer.head.keeps_alive:
             self._hang_up()
-        return head.status
+        return answer.head.status
 
     def _hang_up(self) -> None:
         if self._upstream is not None:
             self._upstream.close()
             self._upstream = None
+
+
+def _more(upstream: Upstream) -> bytes:
+    data = upstream.receive(2 * TIMEOUT)
+    if not data:
+        raise BadAnswer("The worker gave no answer about its health")
+    return data

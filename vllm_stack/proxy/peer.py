@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket as stdlib_socket
 import time
-from collections.abc import Iterator
 from typing import Any
 
-import gevent
-
+from vllm_stack.proxy.channel import Channel
 from vllm_stack.proxy.failures import ClientGone
 from vllm_stack.proxy.refusal import Refusal, answer
-from vllm_stack.proxy.relay import READ_SIZE, WRITE_TIMEOUT
 from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.upstream import Upstream
 
@@ -23,31 +20,45 @@ _LINGER = 2.0
 _LINGER_BYTES = 1024 * 1024
 
 
-class Peer:
-    """A client; `gone` turns true when it hangs up."""
+class Peer(Channel):
+    """A client; `gone` turns true when it hangs up while it is owed an answer.
+
+    `upstream` is the worker's connection that works for it: it is aborted as soon as the client
+    hangs up, so that the worker stops generating. A client that only closes its sending half
+    counts as gone: the two cannot be told apart.
+    """
+
+    __slots__ = ("_early", "gone", "idle", "ip", "upstream")
 
     def __init__(self, sock: Any, ip: str) -> None:
-        self.sock = sock
-        self.ip = ip
+        super().__init__(sock, between=self._take_early)
+        self.ip = ip.encode()
         self.gone = False
-        self._watcher = gevent.get_hub().loop.io(sock.fileno(), 1)
-        self._upstream: Upstream | None = None
+        # Between requests: such a connection may be ended without a word (RFC 9112 section 9.6).
+        self.idle = False
+        self.upstream: Upstream | None = None
         self._early = b""
 
     def receive(self, timeout: float) -> bytes:
-        """Give the client's next bytes, empty at its end; raises `TimeoutError` or `OSError`."""
+        """Give the client's next bytes, empty at its end; raises `TimeoutError`."""
         if self._early:
             early, self._early = self._early, b""
+            if not self._reading:
+                self.watch()
             return early
-        self.sock.settimeout(timeout)
-        data: bytes = self.sock.recv(READ_SIZE)
-        return data
+        return super().receive(timeout)
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: bytes | memoryview) -> None:
         """Send all of `data`; raises `ClientGone` when the client does not take it."""
-        self.sock.settimeout(WRITE_TIMEOUT)
         try:
-            self.sock.sendall(data)
+            super().send(data)
+        except OSError:
+            raise ClientGone from None
+
+    def send_rest(self, data: memoryview | bytes) -> None:
+        """Send what the client had no room for; raises `ClientGone` when it does not take it."""
+        try:
+            super().send_rest(data)
         except OSError:
             raise ClientGone from None
 
@@ -69,56 +80,34 @@ class Peer:
             self._linger()
         return go_on
 
-    @contextlib.contextmanager
-    def watching(self, upstream: Upstream) -> Iterator[None]:
-        """Abort `upstream` as soon as the client hangs up, so that the worker stops generating.
-
-        A client that only closes its sending half counts as gone: the two cannot be told apart.
-        """
-        self._upstream = upstream
-        self._watcher.start(self._on_readable)
-        try:
-            yield
-        finally:
-            self._watcher.stop()
-            self._upstream = None
-
     def abort_upstream(self) -> None:
         """Have the answer in progress, if there is one, end as if the worker had hung up."""
-        if self._upstream is not None:
-            self._upstream.abort()
+        if self.upstream is not None:
+            self.upstream.abort()
 
-    def hang_up(self) -> None:
-        """End the connection from outside its greenlet, which then sees its end."""
-        with contextlib.suppress(OSError):
-            self.sock._sock.shutdown(stdlib_socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._watcher.stop()
-        self._watcher.close()
-        self.sock.close()
-
-    def _on_readable(self) -> None:
-        """Tell the client's end from an early next request, which is kept: its end may follow."""
-        try:
-            data = self.sock._sock.recv(READ_SIZE)
-        except BlockingIOError:
+    def end_idle(self) -> None:
+        """Hang up between two requests, unless the next one is here already and only waits to be read."""
+        if not self.idle:
             return
-        except OSError:
-            data = b""
+        with contextlib.suppress(OSError):
+            self.raw.recv(1, stdlib_socket.MSG_PEEK)
+            return
+        self.abort()
+
+    def _take_early(self, data: bytes | None) -> None:
+        """Tell the client's end from an early next request, which is kept: its end may follow."""
         if data:
             self._early += data
-            if len(self._early) < _EARLY_BYTES:
-                return
+            if len(self._early) >= _EARLY_BYTES:
+                self.pause()
         else:
             self.gone = True
             self.abort_upstream()
-        self._watcher.stop()
 
     def _linger(self) -> None:
         """Let the client read the answer: closing with unread bytes would reset it away from them."""
         with contextlib.suppress(OSError):
-            self.sock._sock.shutdown(stdlib_socket.SHUT_WR)
+            self.raw.shutdown(stdlib_socket.SHUT_WR)
             deadline = time.monotonic() + _LINGER
             taken = 0
             while taken < _LINGER_BYTES and (left := deadline - time.monotonic()) > 0:

@@ -8,6 +8,8 @@ than a client should see. Most of them are not guarded by vLLM's own key
 
 from __future__ import annotations
 
+from enum import Enum, auto
+
 # Answered by ourselves, without a key and with any method (SageMaker sends POST /ping).
 HEALTH = frozenset({b"/health", b"/healthz", b"/ping", b"/readyz"})
 LIVENESS = b"/livez"
@@ -105,6 +107,23 @@ def is_closed(path: bytes, opened: frozenset[bytes]) -> bool:
     return False
 
 
-def is_inference(method: bytes, path: bytes) -> bool:
-    """Tell whether a broken request may be sent once more to another worker."""
-    return method == b"POST" and path in INFERENCE
+class Route(Enum):
+    """What a request asks for, as far as the proxy cares."""
+
+    HEALTH = auto()
+    LIVENESS = auto()
+    CLOSED = auto()
+    # It may be sent once more to another worker when the first one breaks.
+    INFERENCE = auto()
+    OTHER = auto()
+
+
+def route_of(method: bytes, path: bytes, opened: frozenset[bytes]) -> Route:
+    """Tell what a request asks for by its method and its decoded path."""
+    if path in HEALTH:
+        return Route.HEALTH
+    if path == LIVENESS:
+        return Route.LIVENESS
+    if is_closed(path, opened):
+        return Route.CLOSED
+    return Route.INFERENCE if method == b"POST" and path in INFERENCE else Route.OTHER

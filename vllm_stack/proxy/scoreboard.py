@@ -11,6 +11,7 @@ import mmap
 from collections.abc import Sequence
 
 TOTALS = ("requests", "refused", "retries", "failures", "client_gone")
+REQUESTS, REFUSED, RETRIES, FAILURES, CLIENT_GONE = range(len(TOTALS))
 _CELL = 8  # bytes, a signed 64-bit integer
 
 
@@ -27,8 +28,9 @@ class Row:
     def release(self, worker: int) -> None:
         self._cells[worker] -= 1
 
-    def count(self, total: str) -> None:
-        self._cells[self._workers + TOTALS.index(total)] += 1
+    def count(self, total: int) -> None:
+        """Add one to a total, by its place in `TOTALS`."""
+        self._cells[self._workers + total] += 1
 
 
 class Scoreboard:
@@ -39,14 +41,19 @@ class Scoreboard:
         self._rows = 2 * processes + 5
         self._workers = workers
         self._width = workers + len(TOTALS)
-        self._memory = mmap.mmap(-1, self._rows * self._width * _CELL)
-        self._cells = memoryview(self._memory).cast("q")
+        size = self._rows * self._width
+        self._memory = mmap.mmap(-1, (size + 1) * _CELL)
+        cells = memoryview(self._memory).cast("q")
+        self._cells = cells[:size]
+        # The highest row ever taken, for all processes to know: readers need not look further.
+        self._highest = cells[size:]
         self._taken: set[int] = set()
 
     def take_row(self) -> int:
         """Reserve a row for a process about to be forked (master only)."""
         row = next(row for row in range(1, self._rows) if row not in self._taken)
         self._taken.add(row)
+        self._highest[0] = max(self._highest[0], row)
         return row
 
     def give_back(self, row: int) -> None:
@@ -64,7 +71,11 @@ class Scoreboard:
 
     def loads(self) -> Sequence[int]:
         """Give the requests in flight per worker, over all processes."""
-        return [sum(self._cells[worker :: self._width]) for worker in range(self._workers)]
+        workers, width = self._workers, self._width
+        rows = range(width, (self._highest[0] + 1) * width, width)
+        if len(rows) == 1:  # one process, and no reload yet: the usual case
+            return self._cells[width : width + workers].tolist()
+        return [sum(column) for column in zip(*(self._cells[r : r + workers] for r in rows), strict=True)]
 
     def totals(self) -> dict[str, int]:
         """Give the totals since the master started, over all processes."""

@@ -45,7 +45,7 @@ def wire(door: Door, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ours.close()
     serving.join(5)
     assert serving.successful()
-    assert door.idle == set()
+    assert door.peers == set()
 
 
 def read_to_end(wire: Any) -> tuple[bytes, float]:

@@ -1,0 +1,58 @@
+"""The head that a worker gets: one well-formed request, whatever the client's looked like."""
+
+from __future__ import annotations
+
+from vllm_stack.proxy.answer_head import HOP_BY_HOP
+from vllm_stack.proxy.request import Request, RequestHead
+
+# What the worker gets from us instead: its own key, our framing, our view of the connection.
+_NOT_FORWARDED = HOP_BY_HOP | {
+    b"authorization",
+    b"content-length",
+    b"expect",
+    b"forwarded",
+    b"host",
+    b"x-api-key",
+    b"x-forwarded-for",
+    b"x-forwarded-host",
+    b"x-forwarded-proto",
+    b"x-real-ip",
+    b"x-request-id",
+}
+_WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
+
+
+def upstream_head(request: Request, key: bytes, client_ip: bytes) -> bytes:
+    """Give the head for a worker that asks for `key`."""
+    head = request.head
+    if head.forwarded is None:
+        head.forwarded = _forwarded(head)
+    parts = [
+        head.forwarded,
+        b"authorization: Bearer ",
+        key,
+        b"\r\nx-request-id: ",
+        request.id,
+        b"\r\nx-forwarded-for: ",
+        client_ip,
+    ]
+    if request.body_size or head.method in _WITH_BODY:
+        parts.append(b"\r\ncontent-length: %d" % request.body_size)
+    parts.append(b"\r\n\r\n")
+    return b"".join(parts)
+
+
+def _forwarded(head: RequestHead) -> bytes:
+    """Give the lines that are the same for every request with this head.
+
+    Header names with an underscore are dropped: frameworks take `X_Auth` for `X-Auth`.
+    """
+    named = {word.strip().lower() for value in head.values(b"connection") for word in value.split(b",")}
+    dropped = _NOT_FORWARDED | named
+    # The client's Host goes along: a worker builds redirects from it.
+    host = head.values(b"host") or [b"worker"]
+    lines = [b"%s %s HTTP/1.1" % (head.method, head.target), b"host: " + host[0]]
+    lines += [
+        b"%s: %s" % pair for pair in head.headers if pair[0].lower() not in dropped and b"_" not in pair[0]
+    ]
+    return b"\r\n".join(lines) + b"\r\n"
