@@ -1,0 +1,1 @@
+"""What the proxy costs beside other proxies; never part of the package that is installed."""
