@@ -34,10 +34,11 @@ class Answer:
         """Take what came; true when the answer is whole."""
         self._parts.append(data)
         self._size += len(data)
-        if not self._head and not self._read_head():
+        if self._head:
+            self._tail = (self._tail + data)[-5:]
+        elif not self._read_head():
             return False
         if self._chunked:
-            self._tail = (self._tail + data)[-5:]
             return self._tail == b"0\r\n\r\n"
         return self._whole_size is not None and self._size >= self._whole_size
 
@@ -69,7 +70,8 @@ class Answer:
         length = _LENGTH.search(head)
         self._chunked = _CHUNKED.search(head) is not None
         self._whole_size = self._head + int(length[1]) if length else None
-        self._tail = raw[self._head :][-5:] if self._chunked else b""
+        # Of the body alone: a head may well end in the bytes that end a body.
+        self._tail = raw[self._head :][-5:]
         self.closes = _CLOSE.search(head) is not None
         return True
 

@@ -1,0 +1,59 @@
+"""vllm-stack's own proxy, rendered and started as users do, without supervisord around it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks.proxies.base import REPOSITORY, Place, Proxy, find_program, output_of
+from benchmarks.request import KEY
+from vllm_stack import __version__
+
+
+class Ours(Proxy):
+    """The public door with a client key, the default policy and the shared counters switched on."""
+
+    def __init__(self, processes: int = 1) -> None:
+        self.name = "ours" if processes == 1 else f"ours-x{processes}"
+        self.settings = f"rendered by vllm-stack, {processes} process(es), a client key, least-loaded"
+        self._processes = processes
+
+    def missing(self) -> str | None:
+        return None
+
+    def version(self) -> str:
+        """Give the version, and the commit where there is one."""
+        if find_program("git") is None:
+            return __version__
+        commit = output_of("git", "-C", REPOSITORY, "describe", "--always", "--dirty").strip()
+        return __version__ if " " in commit else f"{__version__} ({commit})"
+
+    def prepare(self, place: Place) -> None:
+        """Render; the backends get the ports that the workers would have."""
+        model = place.directory / "model"
+        model.mkdir()
+        (model / "config.json").write_text('{"num_attention_heads": 4}')
+        keys = place.directory / "keys.txt"
+        keys.write_text(KEY + "\n")
+        keys.chmod(0o600)
+        said = output_of(
+            *(sys.executable, "-m", "vllm_stack", "render", model, "--out", self._out(place)),
+            *("--workers", str(len(place.backends)), "--base-port", str(place.backends[0])),
+            *("--port", str(place.port), "--admin-port", str(place.spare_port), "--host", "127.0.0.1"),
+            *("--api-key-file", keys, "--proxy-processes", str(self._processes)),
+            # Any program will do: no worker is started.
+            *("--device", "cpu", "--vllm-command", sys.executable),
+        )
+        if not (self._out(place) / "proxy.json").exists():
+            raise RuntimeError(f"vllm-stack render: {said.strip()}")
+
+    def argv(self, place: Place) -> list[str | Path]:
+        out = self._out(place)
+        return [
+            *(sys.executable, "-P", "-m", "vllm_stack.proxy"),
+            *(out / "proxy.json", out / "gunicorn.conf.py"),
+        ]
+
+    @staticmethod
+    def _out(place: Place) -> Path:
+        return place.directory / "out"
