@@ -7,6 +7,8 @@ WORKERS ?= 2
 OUT ?= out
 ARGS ?=
 DETACH ?=
+# `make bench-install LITELLM=1`
+LITELLM ?=
 # cuda where there is an NVIDIA driver, cpu elsewhere; decides which build of vLLM is installed.
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 # A vLLM of your own (`make up VLLM_COMMAND=/opt/vllm/bin/vllm`): then none is installed here.
@@ -18,6 +20,7 @@ TORCH_CPU_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STACK := $(VENV)/.stack-installed
+BENCH := $(VENV)/.bench-installed
 VLLM := $(VENV)/.vllm-$(DEVICE)-installed
 DEMO_MODEL := .models/smollm2-135m-instruct
 PYTEST := $(BIN)/python -m pytest
@@ -25,7 +28,7 @@ export MODEL DEMO_MODEL OUT WORKERS DEVICE ARGS BIN
 
 .PHONY: help
 help:  ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: install
 install: $(STACK) $(if $(VLLM_COMMAND),,$(VLLM))  ## Install vllm-stack and vLLM into .venv (GPU build where there is a driver)
@@ -75,9 +78,17 @@ lint: $(STACK)  ## Style, types, and which part may import which
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+.PHONY: bench
+bench: $(BENCH)  ## Our proxy beside others: a table, a report and a plot in benchmarks/out (15 min; ARGS=--quick)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: bench-install
+bench-install: $(BENCH)  ## Get the proxies to compare with: Debian packages and PyPI (LITELLM=1 for LiteLLM too)
+	@PYTHON="$(PYTHON)" LITELLM="$(LITELLM)" sh benchmarks/install.sh
+
 .PHONY: clean
 clean:  ## Remove what was installed and built here; a stack's out/ stays
-	rm -rf $(VENV) .models dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .models dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(STACK): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -85,6 +96,10 @@ $(STACK): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable . --group test --group lint
+	@touch $@
+
+$(BENCH): $(STACK)
+	$(BIN)/python -m pip install --quiet --group bench
 	@touch $@
 
 $(VENV)/.vllm-cuda-installed: $(STACK)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.extent import FULL, QUICK, ROWS
 from benchmarks.figures import Record
-from benchmarks.machine import describe_machine
+from benchmarks.machine import Bystanders, describe_machine
 from benchmarks.plot import draw
 from benchmarks.proxies import DEFAULT, KNOWN, Proxy
 from benchmarks.proxies.base import find_program
@@ -28,7 +28,7 @@ OUT = Path(__file__).with_name("out")
 def main(words: Sequence[str] | None = None) -> int:
     """Run; 0 if every answer of every proxy was right, 1 if not, 130 after Ctrl-C."""
     options = _parse(words)
-    if find_program("wrk") is None:
+    if {"requests", "connections", "processes"} & set(options.rows) and find_program("wrk") is None:
         say("wrk is not installed: make bench-install")
         return 1
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -41,7 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     run = Run(proxies, options.rows, extent)
     os.sched_setaffinity(0, run.split.load)
     say(f"Cores: {run.split.words}")
-    began = datetime.datetime.now()
+    began, bystanders = datetime.datetime.now(), Bystanders()
     try:
         record = run.execute()
     except KeyboardInterrupt:
@@ -50,7 +50,7 @@ def main(words: Sequence[str] | None = None) -> int:
     versions = {proxy.name: _version(proxy) for proxy in proxies}
     circumstances = Circumstances(
         date=f"{began:%Y-%m-%d %H:%M}",
-        machine=describe_machine(),
+        machine={**describe_machine(), "Taken by other programs meanwhile": bystanders.in_words()},
         versions=versions,
         settings={proxy.name: proxy.settings for proxy in proxies},
         cores=run.split.words,

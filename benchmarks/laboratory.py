@@ -18,7 +18,7 @@ from benchmarks.cores import Split
 from benchmarks.processes import Processes
 from benchmarks.proxies import Place, Proxy
 from benchmarks.request import chat_body, chat_request
-from benchmarks.usage import cpu_seconds, memory_kb
+from benchmarks.usage import cpu_by_process, memory_kb
 
 BACKENDS = 2
 # Milliseconds between the events of a stream; Seconds a proxy may take to become ready.
@@ -38,9 +38,12 @@ class Target:
     ports: tuple[int, ...]
     process: subprocess.Popen[bytes] | None = None
 
+    def cpu_by_process(self) -> dict[int, float]:
+        """Give the CPU time of each of the proxy's processes so far; without a proxy there is none."""
+        return {} if self.process is None else cpu_by_process(self.process.pid)
+
     def cpu_seconds(self) -> float:
-        """Give the CPU time of all the proxy's processes so far; without a proxy there is none."""
-        return 0.0 if self.process is None else cpu_seconds(self.process.pid)
+        return sum(self.cpu_by_process().values())
 
     def memory_kb(self) -> float:
         return 0.0 if self.process is None else memory_kb(self.process.pid)

@@ -6,7 +6,10 @@ import importlib.metadata
 import os
 import platform
 import re
+import time
 from pathlib import Path
+
+import psutil
 
 PACKAGES = ("gunicorn", "gevent", "httptools", "uvloop")
 
@@ -20,6 +23,29 @@ def describe_machine() -> dict[str, str]:
         "System": f"{_system()}, Linux {platform.release()}",
         "Python": f"{platform.python_version()}; {versions}",
     }
+
+
+class Bystanders:
+    """How much of the machine others took meanwhile: figures of a busy machine deserve less trust."""
+
+    def __init__(self) -> None:
+        self._began, self._all, self._own = time.monotonic(), _all_seconds(), _own_seconds()
+
+    def in_words(self) -> str:
+        """Say it, for the time since the beginning; what was started meanwhile has to have ended."""
+        took = time.monotonic() - self._began
+        others = _all_seconds() - self._all - (_own_seconds() - self._own)
+        return f"{max(0.0, others) / took:.2f} cores on average"
+
+
+def _all_seconds() -> float:
+    # Packets are left out: the kernel works on ours at times that it counts as nobody's.
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.steal)
+
+
+def _own_seconds() -> float:
+    return sum(os.times()[:4])
 
 
 def _cpu_model() -> str:

@@ -1,6 +1,7 @@
 """The measurements: each puts one kind of load on one target, and gives its figures.
 
 Figures by name: `cpu_us` microseconds of CPU of all the proxy's processes per request or event,
+`cpu_share` cores they kept busy, `busiest` the share in it of the busiest process,
 `per_second`, `p50_ms` and `p99_ms` of the latency or of the time to the first event, memory in kB.
 An answer that is wrong raises `BenchmarkError`: a figure from wrong answers would mean nothing.
 """
@@ -41,13 +42,15 @@ def measure_requests(
     wrk = laboratory.processes.start_client("wrk", argv, cores)
     try:
         time.sleep(warm)
-        requests, cpu, began = laboratory.requests_answered(), target.cpu_seconds(), time.monotonic()
+        requests, before, began = laboratory.requests_answered(), target.cpu_by_process(), time.monotonic()
         time.sleep(seconds)
         requests = laboratory.requests_answered() - requests
-        cpu, took = target.cpu_seconds() - cpu, time.monotonic() - began
+        after, took = target.cpu_by_process(), time.monotonic() - began
         output = wrk.communicate(timeout=60)[0].decode()
     finally:
         laboratory.processes.end(wrk)
+    spent = [seconds - before.get(pid, 0.0) for pid, seconds in after.items()]
+    cpu = sum(spent)
     said = parse_line(output)
     if fault := faults_of(said):
         raise BenchmarkError(fault)
@@ -57,6 +60,7 @@ def measure_requests(
         "cpu_us": cpu / requests * 1e6,
         "per_second": requests / took,
         "cpu_share": cpu / took,
+        "busiest": max(spent, default=0.0) / cpu if cpu else 0.0,
         "p50_ms": said["p50_ms"],
         "p99_ms": said["p99_ms"],
     }

@@ -11,8 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-# Seconds between TERM and KILL; nothing here has anything to save.
-GRACE = 3.0
+import psutil
+
+_STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Processes:
@@ -28,7 +29,12 @@ class Processes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.end(*self._running)
+        # A second Ctrl-C must not keep us from ending what the first one has left.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            self.end(*self._running)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
     def start(
         self,
@@ -57,26 +63,36 @@ class Processes:
         stderr: IO[bytes] | int = subprocess.STDOUT,
         **settings: object,
     ) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(  # type: ignore[call-overload]
-            [str(word) for word in argv],
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
-            **settings,
-        )
-        self._running.append(process)
+        def settle() -> None:
+            os.sched_setaffinity(0, cores)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+
+        # No Ctrl-C between the start of a process and its entry in the list.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            process = subprocess.Popen(  # type: ignore[call-overload]
+                [str(word) for word in argv],
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+                preexec_fn=settle,
+                **settings,
+            )
+            self._running.append(process)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
         return process
 
     def end(self, *processes: subprocess.Popen[bytes]) -> None:
-        """End them and their process groups: TERM first, KILL for what stays."""
+        """End them and all that they started, at once: nothing here has anything to save."""
         for process in processes:
-            _signal(process, signal.SIGTERM)
+            for pid in _descendants(process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            # The group may outlive its leader.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         for process in processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
-            # The group may outlive its leader, so this one is for those that are left.
-            _signal(process, signal.SIGKILL)
             process.wait()
             for stream in (process.stdin, process.stdout):
                 if stream is not None:
@@ -96,6 +112,9 @@ class Processes:
             return ""
 
 
-def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+def _descendants(pid: int) -> list[int]:
+    """Give those that may have left the process group, too."""
+    try:
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []

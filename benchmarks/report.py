@@ -166,12 +166,22 @@ def _processes(record: Record, circumstances: Circumstances) -> list[str]:
             target,
             show(record.summary("processes", target, "cpu_us")),
             show(record.summary("processes", target, "per_second"), 0),
+            show(record.summary("processes", target, "cpu_share"), 2),
+            _percent(record.summary("processes", target, "busiest")),
             show(record.summary("processes", target, "p50_ms"), 2),
             show(record.summary("processes", target, "p99_ms"), 2),
         )
         for target in targets
     ]
-    header = ("", "us CPU per request", "requests/s", "latency p50 ms", "p99 ms")
+    header = (
+        "",
+        "us CPU per request",
+        "requests/s",
+        "cores busy",
+        "of it the busiest process",
+        "latency p50 ms",
+        "p99 ms",
+    )
     title = f"## Two processes\n\nCores: {circumstances.cores_of_two}."
     return [f"{title}\n\n{table(header, rows)}"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -16,16 +17,16 @@ def tree(pid: int) -> list[psutil.Process]:
     return [root, *root.children(recursive=True)]
 
 
-def cpu_seconds(pid: int) -> float:
-    """Give user and system time of the whole tree; a child that has ended counts in its parent."""
-    total = 0.0
+def cpu_by_process(pid: int) -> dict[int, float]:
+    """Give user and system time, in seconds, of every process of the tree.
+
+    A child that has ended counts in its parent.
+    """
+    seconds = {}
     for process in tree(pid):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        total += times.user + times.system + times.children_user + times.children_system
-    return total
+        with contextlib.suppress(psutil.NoSuchProcess):
+            seconds[process.pid] = sum(process.cpu_times()[:4])
+    return seconds
 
 
 def memory_kb(pid: int) -> float:

@@ -1,0 +1,58 @@
+"""The benchmark still works: our proxy alone, for a few seconds, without the programs of others."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.extent import Extent
+from benchmarks.proxies import KNOWN
+from benchmarks.run import Run
+from tests.support.processes import find_by_directory
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_streams_and_memory_are_measured_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every answer through the rendered proxy is right, and costs something."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    extent = Extent(rounds=1, stream_seconds=1.0, streams=(8,), idle_connections=50, held_streams=20)
+    record = Run([KNOWN["ours"]], ["streams", "memory"], extent).execute()
+    assert record.faults == []
+    assert record.skipped == {}
+    (ours,) = record.series("streams-8", "ours", "cpu_us").values()
+    assert 1 < ours < 10_000
+    assert record.series("streams-8", "direct", "per_second")
+    assert record.series("memory", "ours", "idle_kb")
+    assert record.series("memory", "ours", "stream_kb")
+    assert find_by_directory(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_ends_everything(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a measurement: exit code 130, no process, no file."""
+    argv = [sys.executable, "-m", "benchmarks", "--quick", "--only", "ours", "--rows", "streams"]
+    process = subprocess.Popen(
+        argv,
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    with process.stderr:
+        while "direct" not in (line := process.stderr.readline()):
+            assert line, "it ended before it measured anything"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert "Interrupted" in process.stderr.read()
+    assert find_by_directory(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
