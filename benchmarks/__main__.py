@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def _parse(words: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _names(known: Sequence[str] | dict[str, Proxy]) -> object:
+def _names(known: Sequence[str] | dict[str, Proxy]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         names = text.split(",")
         if unknown := [name for name in names if name not in known]:

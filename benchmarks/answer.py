@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from benchmarks.backend import COMPLETION_TEXT, answer_text, dechunk, sse_body
+from benchmarks.dialect import COMPLETION_TEXT, answer_text, dechunk, sse_body
 
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)")
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked")

@@ -18,138 +18,16 @@ import re
 import resource
 import signal
 import socket
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import NamedTuple, cast
 
-MODEL = "fake"
-DEFAULT_EVENTS = 100
-_CREATED = 1_780_000_000
-_ID = "chatcmpl-0f6d7c3e9a5b4d1c8e2f7a6b5c4d3e2f"
+from benchmarks import dialect
+
 _MAX_TOKENS = re.compile(rb'"max_(?:completion_)?tokens"\s*:\s*(\d+)')
 _STREAM = re.compile(rb'"stream"\s*:\s*true')
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d+)")
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding:[ \t]*chunked")
 _CLOSE = re.compile(rb"\r\nconnection:[ \t]*close")
-_SERVER = b"date: Sat, 01 Aug 2026 12:00:00 GMT\r\nserver: uvicorn\r\n"
-
-
-# ------------------------------------------------------------------ what is said
-
-
-def sse_event(index: int, last: bool) -> bytes:
-    """Give event `index` of a streamed answer, as vLLM spells it."""
-    chunk = {
-        "id": _ID,
-        "object": "chat.completion.chunk",
-        "created": _CREATED,
-        "model": MODEL,
-        "choices": [
-            {
-                "index": 0,
-                "delta": {"content": f" word{index}"},
-                "logprobs": None,
-                "finish_reason": "stop" if last else None,
-                "token_ids": None,
-            }
-        ],
-    }
-    return b"data: " + json.dumps(chunk, separators=(",", ":")).encode() + b"\n\n"
-
-
-@cache
-def sse_body(events: int) -> bytes:
-    """Give the whole body of a streamed answer of `events` events, without the chunk framing."""
-    said = [sse_event(index, index == events - 1) for index in range(events)]
-    return b"".join([*said, b"data: [DONE]\n\n"])
-
-
-def answer_text(events: int) -> str:
-    """Give the text that a streamed answer of `events` events amounts to."""
-    return "".join(f" word{index}" for index in range(events))
-
-
-COMPLETION_TEXT = " ".join(["An answer of some length, as a chat model would give it."] * 4)
-
-
-def completion() -> bytes:
-    """Give the body of an answer that is not streamed: about 600 bytes."""
-    answer = {
-        "id": _ID,
-        "object": "chat.completion",
-        "created": _CREATED,
-        "model": MODEL,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": COMPLETION_TEXT, "tool_calls": []},
-                "logprobs": None,
-                "finish_reason": "stop",
-                "stop_reason": None,
-            }
-        ],
-        "usage": {"prompt_tokens": 250, "total_tokens": 290, "completion_tokens": 40},
-    }
-    return json.dumps(answer, separators=(",", ":")).encode()
-
-
-def _whole(body: bytes, status: bytes = b"200 OK") -> bytes:
-    length = str(len(body)).encode()
-    head = b"HTTP/1.1 " + status + b"\r\n" + _SERVER + b"content-length: " + length
-    return head + b"\r\ncontent-type: application/json\r\n\r\n" + body
-
-
-def _chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-@cache
-def _chunks(events: int) -> tuple[bytes, ...]:
-    return tuple(_chunk(sse_event(index, index == events - 1)) for index in range(events))
-
-
-_STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\n"
-    + _SERVER
-    + b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
-)
-_STREAM_END = _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
-_COMPLETION = _whole(completion())
-_NOT_FOUND = _whole(b'{"detail":"Not Found"}', b"404 Not Found")
-
-_MODEL_CARD = {"id": MODEL, "object": "model", "created": _CREATED, "owned_by": "vllm", "root": MODEL}
-# What routers ask before they send a worker anything.
-_INFO = {
-    "model_path": MODEL,
-    "served_model_name": MODEL,
-    "tokenizer_path": "",
-    "is_generation": True,
-    "max_model_len": 32768,
-    "version": "0.32.0",
-    "dp_size": 1,
-    "tp_size": 1,
-    "status": "ready",
-}
-_GET = {
-    b"/health": _whole(b""),
-    b"/v1/models": _whole(json.dumps({"object": "list", "data": [_MODEL_CARD]}).encode()),
-    **dict.fromkeys(
-        (
-            b"/get_model_info",
-            b"/model_info",
-            b"/get_server_info",
-            b"/server_info",
-            b"/health_generate",
-            b"/version",
-            b"/ping",
-            b"/v1/loads",
-            b"/get_load",
-        ),
-        _whole(json.dumps(_INFO).encode()),
-    ),
-}
-
-
-# ------------------------------------------------------------------ who says it
 
 
 class Counters:
@@ -241,7 +119,7 @@ class Connection(asyncio.Protocol):
                 return False
             body = data[end:stop]
         else:
-            whole = dechunk(data, end)
+            whole = dialect.dechunk(data, end)
             if whole is None:
                 return False
             body, stop = whole
@@ -255,10 +133,10 @@ class Connection(asyncio.Protocol):
             self._counters.requests += 1
             if b'"stream"' in body and _STREAM.search(body):
                 named = _MAX_TOKENS.search(body)
-                events = int(named[1]) if named else DEFAULT_EVENTS
+                events = int(named[1]) if named else dialect.DEFAULT_EVENTS
                 self._stream = _Stream(self._loop, self._transport, self, self._counters, events)
                 return
-            self._transport.write(_COMPLETION)
+            self._transport.write(dialect.COMPLETION)
         else:
             self._transport.write(self._inform(head.target))
         if self._closing:
@@ -267,14 +145,14 @@ class Connection(asyncio.Protocol):
     def _inform(self, target: bytes) -> bytes:
         path = target.partition(b"?")[0]
         if path == b"/fake/stats":
-            return _whole(self._counters.as_json())
+            return dialect.whole(self._counters.as_json())
         if path.startswith(b"/fake/gap/"):
             self._counters.gap = float(path.rpartition(b"/")[2]) / 1000
-            return _whole(b"{}")
-        answer = _GET.get(path)
+            return dialect.whole(b"{}")
+        answer = dialect.GET.get(path)
         if answer is None:
             self._counters.unknown.add(path.decode("latin-1"))
-            return _NOT_FOUND
+            return dialect.NOT_FOUND
         return answer
 
 
@@ -291,12 +169,12 @@ class _Stream:
     ) -> None:
         self._loop, self._transport, self._connection = loop, transport, connection
         self._counters = counters
-        self._chunks = _chunks(events)
+        self._chunks = dialect.chunks(events)
         self._sent = 0
         self._gap = counters.gap
         self._start = loop.time()
         # vLLM sends the head before the first event: two packets.
-        transport.write(_STREAM_HEAD)
+        transport.write(dialect.STREAM_HEAD)
         self._timer: asyncio.Handle = loop.call_soon(self._send)
 
     def cancel(self) -> None:
@@ -310,28 +188,8 @@ class _Stream:
         if self._sent < len(self._chunks):
             self._timer = self._loop.call_at(self._start + self._sent * self._gap, self._send)
         else:
-            self._transport.write(_STREAM_END)
+            self._transport.write(dialect.STREAM_END)
             self._connection.stream_ended()
-
-
-def dechunk(data: bytes, start: int) -> tuple[bytes, int] | None:
-    """Give the body of a chunked message and where it ends; None while it is not whole."""
-    parts = []
-    while True:
-        line = data.find(b"\r\n", start)
-        if line < 0:
-            return None
-        size = int(data[start:line].partition(b";")[0], 16)
-        stop = line + 2 + size
-        if len(data) < stop + 2:
-            return None
-        if size == 0:
-            return b"".join(parts), stop + 2
-        parts.append(data[line + 2 : stop])
-        start = stop + 2
-
-
-# ------------------------------------------------------------------ the process
 
 
 async def serve(port: int, gap: float) -> None:

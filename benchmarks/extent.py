@@ -14,10 +14,10 @@ class Extent:
 
     rounds: int = 3
     request_seconds: float = 4.0
-    stream_seconds: float = 5.0
+    stream_seconds: float = 4.0
     connections: int = 64
     many_connections: tuple[int, ...] = (1024, 4096)
-    many_seconds: float = 3.0
+    many_seconds: float = 2.5
     streams: tuple[int, ...] = (64, 256)
     idle_connections: int = 2000
     held_streams: int = 500

@@ -116,7 +116,8 @@ def say(**what: Any) -> None:
 async def run_streams(options: argparse.Namespace) -> int:
     """Keep `--streams` streams open; each begins anew as soon as it has ended."""
     tally = Tally()
-    stop = time.perf_counter() + options.warm + options.seconds
+    stop: float = time.perf_counter() + options.warm + options.seconds
+    opens = stop - options.seconds  # the window
     request = chat_request(options.events)
     clients: list[Client] = []
 
@@ -134,10 +135,7 @@ async def run_streams(options: argparse.Namespace) -> int:
             except OSError as error:
                 tally.add(f"no connection: {error!r}", None)
                 return
-            tally.add(fault, client.first_event if in_window(time.perf_counter()) else None)
-
-    def in_window(now: float) -> bool:
-        return stop - options.seconds <= now
+            tally.add(fault, client.first_event if time.perf_counter() > opens else None)
 
     tasks = [asyncio.create_task(keep_streaming(number)) for number in range(options.streams)]
     await asyncio.sleep(options.warm)

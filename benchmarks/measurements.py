@@ -35,10 +35,9 @@ def measure_requests(
     """
     # Connections are opened one after another, and every one is CPU that is no request's.
     warm = 1.0 + connections / 2000
-    argv = [
-        *("wrk", "-t1", f"-c{connections}", f"-d{round(warm + seconds + 1)}", "--timeout", "20"),
-        *("-s", _SCRIPT, f"http://127.0.0.1:{target.ports[0]}{PATH}", "--", laboratory.body, KEY),
-    ]
+    url = f"http://127.0.0.1:{target.ports[0]}{PATH}"
+    argv: list[str | Path] = ["wrk", "-t1", f"-c{connections}", f"-d{round(warm + seconds + 1)}"]
+    argv += ["--timeout", "20", "-s", _SCRIPT, url, "--", laboratory.body, KEY]
     wrk = laboratory.processes.start_client("wrk", argv, cores)
     try:
         time.sleep(warm)

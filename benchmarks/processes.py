@@ -70,7 +70,7 @@ class Processes:
         # No Ctrl-C between the start of a process and its entry in the list.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         try:
-            process = subprocess.Popen(  # type: ignore[call-overload]
+            process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
                 [str(word) for word in argv],
                 stdout=stdout,
                 stderr=stderr,

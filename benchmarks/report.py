@@ -112,24 +112,25 @@ def _load(record: Record, measurement: str, title: str, piece: str, time: str) -
         f"{time} p50 ms",
         "p99 ms",
     ]
-    rows = []
-    for target in record.targets(measurement):
-        get = lambda figure, target=target: record.summary(measurement, target, figure)  # noqa: E731
-        direct = target == "direct"
-        kept = get("kept_up")
-        rows.append(
-            [
-                target,
-                "-" if direct else show(get("cpu_us")),
-                "-" if direct or target == "ours" else _ratio(record, measurement, target),
-                show(get("per_second"), 0),
-                *([f"{kept.median:.0%}" if kept else "-"] if streamed else []),
-                "-" if direct else _percent(get("cpu_share")),
-                show(get("p50_ms"), 2),
-                show(get("p99_ms"), 2),
-            ]
-        )
+    rows = [_load_row(record, measurement, target, streamed) for target in record.targets(measurement)]
     return f"## {title}\n\n" + table(header, rows)
+
+
+def _load_row(record: Record, measurement: str, target: str, streamed: bool) -> list[str]:
+    def get(figure: str) -> Summary | None:
+        return record.summary(measurement, target, figure)
+
+    direct = target == "direct"
+    return [
+        target,
+        "-" if direct else show(get("cpu_us")),
+        "-" if direct or target == "ours" else _ratio(record, measurement, target),
+        show(get("per_second"), 0),
+        *([_percent(get("kept_up"))] if streamed else []),
+        "-" if direct else _percent(get("cpu_share")),
+        show(get("p50_ms"), 2),
+        show(get("p99_ms"), 2),
+    ]
 
 
 def _ratio(record: Record, measurement: str, target: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from benchmarks.backend import MODEL
+from benchmarks.dialect import MODEL
 
 PATH = "/v1/chat/completions"
 KEY = "sk-benchmark-0123456789abcdef0123456789abcdef"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.backend import MODEL
+from benchmarks.dialect import MODEL
 from benchmarks.proxies.base import Place, Proxy, package_version
 from benchmarks.proxies.routers import RIVALS
 from benchmarks.request import KEY

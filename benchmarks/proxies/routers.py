@@ -23,11 +23,10 @@ class Router(Proxy):
         return package_version(self._program.parent / "python", self.name)
 
     def argv(self, place: Place) -> list[str | Path]:
-        return [
-            *(self._program, *self.verbs, "--host", "127.0.0.1", "--port", str(place.port)),
-            *("--worker-urls", *place.backend_urls, "--policy", "round_robin"),
-            *("--prometheus-port", str(place.spare_port), *self.options),
-        ]
+        argv: list[str | Path] = [self._program, *self.verbs]
+        argv += ["--host", "127.0.0.1", "--port", str(place.port), "--prometheus-port", str(place.spare_port)]
+        argv += ["--worker-urls", *place.backend_urls, "--policy", "round_robin", *self.options]
+        return argv
 
     @property
     def _program(self) -> Path:

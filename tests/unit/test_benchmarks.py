@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks import goals
 from benchmarks.answer import Answer, fault_of_completion, fault_of_stream
-from benchmarks.backend import completion, dechunk, read_head, sse_body, sse_event
+from benchmarks.backend import read_head
 from benchmarks.cores import split
+from benchmarks.dialect import completion, dechunk, sse_body, sse_event
 from benchmarks.extent import FULL
 from benchmarks.figures import Record, Summary, differences, percentile, ratios, summarize
 from benchmarks.report import Circumstances, markdown, show, table
