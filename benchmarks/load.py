@@ -147,7 +147,7 @@ async def run_streams(options: argparse.Namespace) -> int:
     ended, late = await asyncio.wait(tasks, timeout=GRACE)
     for task in ended:
         task.result()  # a bug of ours is no result
-    tally.faults += ["a stream did not end"] * len(late)
+    tally.faults += [f"a stream had not ended {GRACE:.0f} s after the window"] * len(late)
     say(
         at="done",
         finished=tally.finished,

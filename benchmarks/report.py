@@ -40,7 +40,7 @@ def markdown(record: Record, circumstances: Circumstances) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Give a Markdown table; the first column to the left, all others to the right."""
     lines = [tuple(header), *(tuple(row) for row in rows)]
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
 
     def line(cells: Sequence[str]) -> str:
@@ -51,11 +51,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(lines[0]), f"| {' | '.join(rule)} |", *map(line, lines[1:])])
 
 
-def show(summary: Summary | None, digits: int = 1, unit: str = "") -> str:
+def show(summary: Summary | None, digits: int = 1) -> str:
     """Give the median, and the range where there was more than one round."""
     if summary is None:
         return "-"
-    median = f"{summary.median:,.{digits}f}{unit}"
+    median = f"{summary.median:,.{digits}f}"
     if summary.low == summary.high:
         return median
     return f"{median} ({summary.low:,.{digits}f}-{summary.high:,.{digits}f})"
@@ -72,18 +72,19 @@ def _faults(record: Record) -> list[str]:
 
 def _goals(record: Record) -> str:
     rows = [_goal_row(goal, record) for goal in GOALS]
-    return "## Goals\n\n" + table(("figure", "measured", "goal", "", "at least", ""), rows)
+    return "## Goals\n\n" + table(("", "measured", "goal", "at least"), rows)
 
 
 def _goal_row(goal: Goal, record: Record) -> tuple[str, ...]:
     found = summarize(goal.values(record))
-    cells = [goal.row, show(found, 2, f" {goal.unit}") if found else "not measured"]
-    for limit in (goal.goal, goal.at_least):
+
+    def judged(limit: float | None) -> str:
         if limit is None:
-            cells += ["-", "-"]
-        else:
-            cells += [f"<= {limit:g} {goal.unit}", verdict(found.median, limit) if found else "-"]
-    return tuple(cells)
+            return "-"
+        return f"<= {limit:g} {goal.unit}: {verdict(found.median, limit) if found else 'not measured'}"
+
+    measured = f"{show(found, 2)} {goal.unit}" if found else "not measured"
+    return goal.row, measured, judged(goal.goal), judged(goal.at_least)
 
 
 def _loads(record: Record) -> list[str]:
@@ -134,7 +135,8 @@ def _load_row(record: Record, measurement: str, target: str, streamed: bool) -> 
 
 
 def _ratio(record: Record, measurement: str, target: str) -> str:
-    return show(summarize(against(measurement, target)(record)), 2, "x")
+    found = summarize(against(measurement, target)(record))
+    return f"{show(found, 2)} x" if found else "-"
 
 
 def _percent(summary: Summary | None) -> str:

@@ -110,15 +110,16 @@ def test_the_report_gives_the_verdict_of_every_goal() -> None:
     """Both limits are judged, by the median; what was not measured is said."""
     text = report(filled(ours=70.0))
     assert row(text, "CPU per request, against vllm-router")[1:] == [
-        "0.71 x (0.70-0.71)",
-        "<= 0.6 x",
-        "missed",
-        "<= 0.8 x",
-        "met",
+        "0.71 (0.70-0.71) x",
+        "<= 0.6 x: missed",
+        "<= 0.8 x: met",
     ]
-    assert row(text, "memory per idle")[3::2] == ["met", "met"]
-    assert row(text, "memory per open")[3::2] == ["missed", "missed"]
-    assert row(text, "CPU per event, 64 streams, against haproxy")[1] == "not measured"
+    assert row(text, "memory per idle")[1:] == ["11.00 kB", "<= 12 kB: met", "<= 20 kB: met"]
+    assert row(text, "memory per open")[2:] == ["<= 25 kB: missed", "<= 40 kB: missed"]
+    assert row(text, "CPU per event, 64 streams, against haproxy")[1:3] == [
+        "not measured",
+        "<= 1.4 x: not measured",
+    ]
     assert row(text, "two processes against one: requests")[1] == "not measured"
 
 
