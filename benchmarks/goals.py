@@ -66,6 +66,8 @@ def _cpu_goals() -> list[Goal]:
         ("event", ", 256 streams", "streams-256", "vllm-router", 0.75, 0.95),
         ("event", ", 64 streams", "streams-64", "haproxy", 1.4, 1.8),
         ("event", ", 256 streams", "streams-256", "haproxy", 1.4, 1.8),
+        ("event", ", 64 streams", "streams-64", "haproxy-no-delay", 1.4, 1.8),
+        ("event", ", 256 streams", "streams-256", "haproxy-no-delay", 1.4, 1.8),
     )
     return [
         Goal(f"CPU per {piece}{load}, against {other}", against(measurement, other), goal, at_least, "x")

@@ -37,6 +37,7 @@ class Target:
     name: str
     ports: tuple[int, ...]
     process: subprocess.Popen[bytes] | None = None
+    rows: tuple[str, ...] = ("streams",)
 
     def cpu_by_process(self) -> dict[int, float]:
         """Give the CPU time of each of the proxy's processes so far; without a proxy there is none."""
@@ -95,7 +96,7 @@ class Laboratory:
         except BenchmarkError:
             self.processes.end(process)
             raise
-        return Target(name, (place.port,), process)
+        return Target(name, (place.port,), process, proxy.rows)
 
     def stop(self, target: Target) -> None:
         if target.process is not None:

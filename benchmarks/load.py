@@ -43,6 +43,7 @@ class Client(asyncio.Protocol):
         self.ended: Callable[[str | None], None]
         self.first_event: float | None = None  # seconds after the request
         self.events = 0  # ever
+        self.reads = 0  # in which they came
 
     @property
     def connected(self) -> bool:
@@ -69,9 +70,11 @@ class Client(asyncio.Protocol):
         if answer is None:
             return
         came = data.count(b"data: {")
-        self.events += came
-        if came and self.first_event is None:
-            self.first_event = time.perf_counter() - self._asked
+        if came:
+            self.events += came
+            self.reads += 1
+            if self.first_event is None:
+                self.first_event = time.perf_counter() - self._asked
         if answer.feed(data):
             self._finish(answer)
 
@@ -139,11 +142,12 @@ async def run_streams(options: argparse.Namespace) -> int:
 
     tasks = [asyncio.create_task(keep_streaming(number)) for number in range(options.streams)]
     await asyncio.sleep(options.warm)
-    before, started = sum(client.events for client in clients), time.perf_counter()
+    events, reads, started = *_received(clients), time.perf_counter()
     say(at="start")
     await asyncio.sleep(stop - time.perf_counter())
-    events, took = sum(client.events for client in clients) - before, time.perf_counter() - started
-    say(at="end", events=events, seconds=took)
+    all_events, all_reads = _received(clients)
+    took = time.perf_counter() - started
+    say(at="end", events=all_events - events, reads=all_reads - reads, seconds=took)
     ended, late = await asyncio.wait(tasks, timeout=GRACE)
     for task in ended:
         task.result()  # a bug of ours is no result
@@ -156,6 +160,10 @@ async def run_streams(options: argparse.Namespace) -> int:
         fault=tally.faults[0] if tally.faults else None,
     )
     return 1 if tally.faults or not tally.finished else 0
+
+
+def _received(clients: list[Client]) -> tuple[int, int]:
+    return sum(client.events for client in clients), sum(client.reads for client in clients)
 
 
 async def connect(port: int, request: bytes, events: int | None) -> Client:

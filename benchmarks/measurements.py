@@ -1,8 +1,9 @@
 """The measurements: each puts one kind of load on one target, and gives its figures.
 
 Figures by name: `cpu_us` microseconds of CPU of all the proxy's processes per request or event,
-`cpu_share` cores they kept busy, `busiest` the share in it of the busiest process,
-`per_second`, `p50_ms` and `p99_ms` of the latency or of the time to the first event, memory in kB.
+`cpu_share` cores they kept busy, `busiest` the share in it of the busiest process, `per_second`,
+`bunch` events that came at once, `p50_ms` and `p99_ms` of the latency or of the time to the first
+event, memory in kB.
 An answer that is wrong raises `BenchmarkError`: a figure from wrong answers would mean nothing.
 """
 
@@ -79,6 +80,7 @@ def measure_streams(
     return {
         "cpu_us": cpu / window["events"] * 1e6,
         "per_second": window["events"] / window["seconds"],
+        "bunch": window["events"] / window["reads"],
         "kept_up": window["events"] / window["seconds"] / (streams * 1000 / GAP),
         "cpu_share": cpu / window["seconds"],
         "p50_ms": percentile(first, 50),

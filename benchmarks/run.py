@@ -89,40 +89,40 @@ class Run:
         for candidate in candidates:
             targets += self._start(candidate)
         for number in range(1, self._extent.rounds + 1):
-            for measurement, measure, with_direct in loads:
+            for row, measurement, measure in loads:
                 for target in targets:
-                    if with_direct or target is not self._laboratory.direct:
+                    if row in target.rows:
                         self._measure(measurement, target, number, measure)
         for target in targets:
             self._laboratory.stop(target)
 
-    def _loads(self) -> Iterable[tuple[str, Measure, bool]]:
-        """Give the measurements with the split's cores, and whether one without a proxy is of use."""
+    def _loads(self) -> Iterable[tuple[str, str, Measure]]:
+        """Give the measurements with the split's cores, and the row that each belongs to."""
         extent = self._extent
         if "requests" in self._rows or "connections" in self._rows:
-            yield self._requests(extent.connections, extent.request_seconds)
+            yield self._requests("requests", extent.connections, extent.request_seconds)
         if "connections" in self._rows:
             for connections in extent.many_connections:
                 if 2 * connections + 1000 < file_limit():
-                    yield self._requests(connections, extent.many_seconds)
+                    yield self._requests("connections", connections, extent.many_seconds)
                 else:
                     say(f"{connections} connections: left out, the limit of open files is {file_limit()}")
         if "streams" in self._rows:
             for streams in extent.streams:
                 yield self._streams(streams)
 
-    def _requests(self, connections: int, seconds: float) -> tuple[str, Measure, bool]:
+    def _requests(self, row: str, connections: int, seconds: float) -> tuple[str, str, Measure]:
         def measure(target: Target) -> Figures:
             return measure_requests(self._laboratory, target, self.split.load, connections, seconds)
 
-        return f"requests-{connections}", measure, False
+        return row, f"requests-{connections}", measure
 
-    def _streams(self, streams: int) -> tuple[str, Measure, bool]:
+    def _streams(self, streams: int) -> tuple[str, str, Measure]:
         def measure(target: Target) -> Figures:
             seconds = self._extent.stream_seconds
             return measure_streams(self._laboratory, target, self.split.load, streams, seconds)
 
-        return f"streams-{streams}", measure, True
+        return "streams", f"streams-{streams}", measure
 
     def _measure_memory(self, candidates: Iterable[Candidate]) -> None:
         """Weigh each proxy fresh: what earlier load has left in its memory would hide the growth."""
@@ -136,6 +136,8 @@ class Run:
 
         for number in range(1, min(extent.rounds, 2) + 1):
             for candidate in candidates:
+                if "memory" not in candidate.proxy.rows:
+                    continue
                 for measure in (idle, held):
                     for target in self._start(candidate):
                         self._measure("memory", target, number, measure)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from benchmarks.extent import ROWS
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -40,6 +42,7 @@ class Proxy(ABC):
 
     name: str
     settings: str  # in words, for the report
+    rows: tuple[str, ...] = ROWS  # in which it is measured
 
     @abstractmethod
     def missing(self) -> str | None:

@@ -1,7 +1,7 @@
-"""HAProxy, the yardstick: C, and nothing but proxying.
+"""HAProxy, the yardstick: C, and nothing but proxying; with its defaults, and as streams need it.
 
-Without `http-no-delay` it holds back the first event of a stream for up to 200 ms, in the hope of
-more (`MSG_MORE`).
+By default it holds events back for up to 200 ms, in the hope of more (`MSG_MORE`), and sends them
+in bunches: that is cheaper, and the first token is late. `http-no-delay` is what one would set.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ defaults
     timeout http-request 60s
     timeout http-keep-alive 300s
     http-reuse always
-    option http-no-delay
-frontend door
+{option}frontend door
     bind 127.0.0.1:{port} backlog 8192
     default_backend workers
 backend workers
@@ -35,7 +34,8 @@ backend workers
 
 class Haproxy(Proxy):
     name = "haproxy"
-    settings = "1 thread, leastconn, http-reuse always, http-no-delay, health checks"
+    option = ""
+    settings = "1 thread, leastconn, http-reuse always, health checks"
 
     def missing(self) -> str | None:
         return None if find_program("haproxy") else "haproxy is not installed (make bench-install)"
@@ -49,8 +49,15 @@ class Haproxy(Proxy):
         )
         # Two descriptors a connection, and some for itself; it refuses to start with too few.
         connections = min(9000, (file_limit() - 500) // 2)
-        text = _CONFIG.format(port=place.port, servers=servers, connections=connections)
+        text = _CONFIG.format(port=place.port, servers=servers, connections=connections, option=self.option)
         (place.directory / "haproxy.cfg").write_text(text)
 
     def argv(self, place: Place) -> list[str | Path]:
         return [find_program("haproxy") or "haproxy", "-db", "-f", place.directory / "haproxy.cfg"]
+
+
+class HaproxyNoDelay(Haproxy):
+    name = "haproxy-no-delay"
+    rows = ("streams",)
+    option = "    option http-no-delay\n"
+    settings = "the same, with http-no-delay"
