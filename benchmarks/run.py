@@ -172,7 +172,7 @@ class Run:
             return []
 
     def _measure(self, measurement: str, target: Target, number: int, measure: Measure) -> None:
-        where = f"round {number}/{self._extent.rounds}  {measurement:<14} {target.name:<14}"
+        where = f"round {number}/{self._extent.rounds}  {measurement:<14} {target.name:<16}"
         try:
             figures = measure(target)
         except (BenchmarkError, ValueError) as error:

@@ -22,7 +22,8 @@ defaults
     timeout http-request 60s
     timeout http-keep-alive 300s
     http-reuse always
-{option}frontend door
+    {option}
+frontend door
     bind 127.0.0.1:{port} backlog 8192
     default_backend workers
 backend workers
@@ -59,5 +60,5 @@ class Haproxy(Proxy):
 class HaproxyNoDelay(Haproxy):
     name = "haproxy-no-delay"
     rows = ("streams",)
-    option = "    option http-no-delay\n"
+    option = "option http-no-delay"
     settings = "the same, with http-no-delay"
