@@ -23,6 +23,7 @@ STACK := $(VENV)/.stack-installed
 BENCH := $(VENV)/.bench-installed
 VLLM := $(VENV)/.vllm-$(DEVICE)-installed
 DEMO_MODEL := .models/smollm2-135m-instruct
+TINY_MODEL := .models/tiny
 PYTEST := $(BIN)/python -m pytest
 export MODEL DEMO_MODEL OUT WORKERS DEVICE ARGS BIN
 
@@ -70,6 +71,15 @@ test: $(STACK) $(VLLM)  ## Everything: unit, integration with a fake vLLM, end t
 .PHONY: test-unit
 test-unit: $(STACK)  ## The pure parts only (seconds)
 	$(PYTEST) tests/unit
+
+.PHONY: bench-prefix
+bench-prefix: install $(if $(MODEL),,$(TINY_MODEL))  ## Prefix-cache hit rate of each routing policy, on two real workers (MODEL=, ARGS=)
+	$(BIN)/python -m benchmarks.prefix_cache --device $(DEVICE) $(if $(VLLM_COMMAND),--vllm-command "$(VLLM_COMMAND)") \
+	  $(ARGS) "$(or $(MODEL),$(TINY_MODEL))"
+
+$(TINY_MODEL): $(VLLM) tests/tiny_model.py
+	$(BIN)/python tests/tiny_model.py $@
+	@touch $@
 
 .PHONY: lint
 lint: $(STACK)  ## Style, types, and which part may import which

@@ -6,6 +6,7 @@ Nothing here imports gevent, vllm or torch: `--help` and `render` answer at once
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,13 @@ def _option(*names: str, **settings: Any) -> Callable[[_Function], _Function]:
     """Declare an option that can also be set as VLLM_STACK_<NAME>."""
     variable = _ENVIRONMENT + names[0].removeprefix("--").replace("-", "_").upper()
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
+
+
+def _header_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Take a header's name (RFC 9110 token). One with an underscore never reaches the proxy's rules."""
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^`|~-]+", value):
+        raise click.BadParameter(f"{value!r} is no name of a header; letters, digits and dashes make one")
+    return value.lower()
 
 
 @click.group(
@@ -143,10 +151,22 @@ _out_option = _option(
 @_option("--gpus", help="GPUs to use, e.g. 0,1,4,5.  [default: all of CUDA_VISIBLE_DEVICES, else all]")
 @_option(
     "--policy",
-    type=click.Choice(["least-loaded", "round-robin", "random"]),
-    default="least-loaded",
+    type=click.Choice(["prefix", "session", "least-loaded", "round-robin", "random"]),
+    default="prefix",
     show_default=True,
-    help="How the proxy chooses a worker.",
+    help="How the proxy chooses a worker. prefix: the turns of a conversation go where their prefix "
+    "is cached, unless that worker is far busier than the others; a new conversation goes to one that "
+    "is not. session: requests with the same --session-header stay together, however busy their "
+    "worker. least-loaded: the fewest requests in flight. Requests without a prefix or a session go to "
+    "the least loaded worker.",
+)
+@_option(
+    "--session-header",
+    default="x-session-id",
+    show_default=True,
+    metavar="NAME",
+    callback=_header_name,
+    help="The header that names a session, for --policy session.",
 )
 @_option(
     "--proxy-processes",

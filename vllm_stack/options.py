@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 Device = Literal["auto", "cuda", "cpu"]
-Policy = Literal["least-loaded", "round-robin", "random"]
+Policy = Literal["prefix", "session", "least-loaded", "round-robin", "random"]
 
 MIB = 1024 * 1024
 
@@ -28,7 +28,8 @@ class Options:
     port: int = 8000
     admin_port: int = 9000
     api_keys: tuple[str, ...] = ()
-    policy: Policy = "least-loaded"
+    policy: Policy = "prefix"
+    session_header: str = "x-session-id"
     proxy_processes: int = 1
     open_routes: tuple[str, ...] = ()
     max_body: int = 64 * MIB

@@ -87,6 +87,7 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "admin_port": options.admin_port,
         "workers": [{"name": worker.name, "port": worker.port} for worker in plan.workers],
         "policy": options.policy,
+        "session_header": options.session_header,
         "processes": options.proxy_processes,
         "client_keys": sorted(hash_key(key.encode()).hex() for key in options.api_keys),
         "internal_key": str(layout.internal_key),

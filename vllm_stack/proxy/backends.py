@@ -7,11 +7,15 @@ from collections.abc import Collection
 
 from gevent.event import Event
 
+from vllm_stack.proxy.destination import ANYWHERE, Destination, make_reader
 from vllm_stack.proxy.policy import Choice, make_choice
+from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.scoreboard import Row, Scoreboard
 from vllm_stack.proxy.settings import ProxySettings, WorkerAddress
 from vllm_stack.proxy.upstream import Pool
 
+# States in which nothing is left of what a worker kept in memory: its server has ended.
+_FORGOTTEN = frozenset({"not listening", "stopped"})
 _log = logging.getLogger("gunicorn.error")
 
 
@@ -54,21 +58,41 @@ class Backends:
         )
         self._board = board
         self._row = row
-        self._choice: Choice = make_choice(settings.policy)
+        names = [backend.name for backend in self.all]
+        self._choice: Choice = make_choice(settings.policy, names, board.homes)
+        self._read = make_reader(settings.policy, settings.session_header)
+        # How many requests of this process are in flight with a routing key.
+        self._asking: dict[int, int] = {}
 
-    def choose(self, tried: Collection[int]) -> Backend | None:
+    def destination(self, request: Request) -> Destination:
+        """Say where a request would like to go; asked once for a request, however often it is sent."""
+        return self._read(request) if len(self.all) > 1 else ANYWHERE
+
+    def choose(self, tried: Collection[int], destination: Destination = ANYWHERE) -> Backend | None:
         """Choose a ready worker that was not tried yet, None if there is none."""
         candidates = [b.index for b in self.all if b.ready and b.index not in tried]
         if not candidates:
             return None
-        loads = self._board.loads() if len(candidates) > 1 else ()
-        return self.all[self._choice(candidates, loads) if loads else candidates[0]]
+        key = destination.key
+        if key is None and len(candidates) == 1:
+            return self.all[candidates[0]]
+        return self.all[self._choice(candidates, self._board.loads(), key, key in self._asking)]
+
+    def another_may_know(self, asked: Collection[int]) -> bool:
+        """Tell whether a stored response may be with a worker, ready or not, that was not asked."""
+        return any(b.index not in asked and b.state not in _FORGOTTEN for b in self.all)
 
     def any_ready(self) -> bool:
         return any(backend.ready for backend in self.all)
 
-    def lease(self, backend: Backend) -> None:
+    def lease(self, backend: Backend, destination: Destination = ANYWHERE) -> None:
         self._row.lease(backend.index)
+        if destination.key is not None:
+            self._asking[destination.key] = self._asking.get(destination.key, 0) + 1
 
-    def release(self, backend: Backend) -> None:
+    def release(self, backend: Backend, destination: Destination = ANYWHERE) -> None:
         self._row.release(backend.index)
+        if destination.key is not None:
+            left = self._asking.pop(destination.key) - 1
+            if left:
+                self._asking[destination.key] = left

@@ -17,6 +17,7 @@ from vllm_stack.proxy.failures import (
     Broken,
     ClientGone,
     ConnectFailed,
+    NotHere,
     Silent,
     StaleConnection,
     Stopping,
@@ -40,7 +41,7 @@ HELD_ANSWER = 256 * 1024
 class Exchange:
     """One request of one client; `run` answers it in every case."""
 
-    __slots__ = ("_backends", "_door", "_head", "_keep_alive", "_peer", "_request")
+    __slots__ = ("_backends", "_destination", "_door", "_head", "_keep_alive", "_peer", "_request", "_tried")
 
     def __init__(self, door: Door, peer: Peer, request: Request) -> None:
         self._door = door
@@ -49,16 +50,17 @@ class Exchange:
         self._request = request
         self._head = upstream_head(request, door.internal_key, peer.ip)
         self._keep_alive = request.head.keep_alive and not door.closing
+        self._destination = door.backends.destination(request)
+        self._tried: set[int] = set()
 
     def run(self) -> bool:
         """Answer the request; True if the connection can carry another one.
 
         Raises `ClientGone` when nobody is left to answer.
         """
-        tried: set[int] = set()
         sent = 0
         failure: UpstreamFailure | None = None
-        backend = self._backends.choose(tried)
+        backend = self._backends.choose(self._tried, self._destination)
         while backend is not None:
             if sent:
                 self._door.row.count(RETRIES)
@@ -69,15 +71,17 @@ class Exchange:
             sent += not failure.unsent
             if not may_retry(failure, sent > 1, self._request.head.route is Route.INFERENCE):
                 break
-            tried.add(backend.index)
-            # A kept connection that died says nothing of its worker: the only one gets another.
+            # A kept connection that died says nothing of its worker: the only one gets another, and
+            # one that may know what nobody else does was not asked yet.
             alone = backend if isinstance(failure, StaleConnection) else None
-            backend = self._backends.choose(tried) or alone
+            if alone is None or not self._destination.stored:
+                self._tried.add(backend.index)
+            backend = self._backends.choose(self._tried, self._destination) or alone
         self._door.row.count(FAILURES)
         return self._peer.refuse(refusal_for(failure, sent > 1), self._request, self._keep_alive)
 
     def _attempt(self, backend: Backend, fresh: bool) -> bool:
-        self._backends.lease(backend)
+        self._backends.lease(backend, self._destination)
         try:
             upstream = self._connect(backend, fresh)
             self._peer.upstream = upstream
@@ -92,7 +96,7 @@ class Exchange:
                 self._peer.upstream = None
                 backend.pool.put(upstream) if reusable else upstream.close()
         finally:
-            self._backends.release(backend)
+            self._backends.release(backend, self._destination)
 
     def _connect(self, backend: Backend, fresh: bool) -> Upstream:
         try:
@@ -106,6 +110,8 @@ class Exchange:
         try:
             self._send(upstream)
             answer, rest = self._read_head(upstream)
+            if answer.head.status == 404 and self._destination.stored:
+                self._look_elsewhere(backend)
             framing = answer.framing_for(self._request)
             start = answer.head_for(self._request, self._keep_alive)
             if answer.length is not None and answer.length <= HELD_ANSWER:
@@ -120,6 +126,11 @@ class Exchange:
                 raise ClientGone from None
             raise
         return framing.clean and answer.head.keeps_alive
+
+    def _look_elsewhere(self, backend: Backend) -> None:
+        """Raise `NotHere` while a worker that was not asked may know what this one does not."""
+        if self._backends.another_may_know({*self._tried, backend.index}):
+            raise NotHere("No worker that is ready knows this response; one that is not ready may")
 
     def _send(self, upstream: Upstream) -> None:
         body = self._request.body()

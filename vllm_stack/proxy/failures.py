@@ -19,6 +19,12 @@ class ConnectFailed(UpstreamFailure):
     unsent = True
 
 
+class NotHere(UpstreamFailure):
+    """The worker does not know the response that the request names; another one may."""
+
+    unsent = True
+
+
 class StaleConnection(UpstreamFailure):
     """A connection kept from an earlier request ended before a byte of the answer."""
 
@@ -56,9 +62,9 @@ _RETRY_SOON = (("retry-after", "5"),)
 def may_retry(failure: UpstreamFailure, resent: bool, inference: bool) -> bool:
     """Decide whether a request may go to another worker.
 
-    What was never sent may always. What was sent may once: on inference routes, or where a kept
-    connection had died under it. One re-send in all, so that a request that kills its worker can
-    take down two at most.
+    What was never sent may always, and what the worker knew nothing of. What was sent may once: on
+    inference routes, or where a kept connection had died under it. One re-send in all, so that a
+    request that kills its worker can take down two at most.
     """
     if failure.unsent:
         return True
@@ -69,11 +75,12 @@ def may_retry(failure: UpstreamFailure, resent: bool, inference: bool) -> bool:
 
 def refusal_for(failure: UpstreamFailure | None, resent: bool) -> Refusal:
     """Give the answer the client gets for a failure; None means that no worker was ready."""
-    if failure is None or isinstance(failure, ConnectFailed):
+    if failure is None or isinstance(failure, ConnectFailed | NotHere):
+        message = "No worker is ready to answer; they may be loading the model"
         return Refusal(
             503,
             "no_healthy_worker",
-            "No worker is ready to answer; they may be loading the model",
+            failure.args[0] if isinstance(failure, NotHere) else message,
             kind=SERVER_ERROR,
             headers=_RETRY_SOON,
         )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 
+from vllm_stack.proxy.homes import Homes
+
 TOTALS = ("requests", "refused", "retries", "failures", "client_gone")
 REQUESTS, REFUSED, RETRIES, FAILURES, CLIENT_GONE = range(len(TOTALS))
 _CELL = 8  # bytes, a signed 64-bit integer
@@ -48,6 +50,7 @@ class Scoreboard:
         # The highest row ever taken, for all processes to know: readers need not look further.
         self._highest = cells[size:]
         self._taken: set[int] = set()
+        self.homes = Homes()
 
     def take_row(self) -> int:
         """Reserve a row for a process about to be forked (master only)."""

@@ -27,6 +27,7 @@ class ProxySettings:
     admin_port: int
     workers: tuple[WorkerAddress, ...]
     policy: str
+    session_header: str
     processes: int
     client_keys: tuple[bytes, ...]
     internal_key: str
@@ -48,6 +49,7 @@ def read_settings(path: Path) -> ProxySettings:
             for w in raw["workers"]
         ),
         policy=raw["policy"],
+        session_header=raw["session_header"],
         processes=raw["processes"],
         client_keys=tuple(bytes.fromhex(digest) for digest in raw["client_keys"]),
         internal_key=Path(raw["internal_key"]).read_text("utf-8").strip(),

@@ -400,6 +400,9 @@ class Stack:
             for worker in self.workers:
                 worker.start(**env)
         self.wait_ready()
+        # The looks above may all have been answered by one process; each logs what it sees.
+        sights = self.process_count * len(self.workers)
+        until(lambda: self.log.read_text().count("-> ready") >= sights, 20, f"{sights} sights of a worker")
         return self
 
     def wait_ready(self) -> None:

@@ -36,7 +36,9 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 @pytest.fixture(scope="module")
 def module_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Four workers and two proxy processes, put together again after each test."""
-    with Stack(tmp_path_factory.mktemp("retry"), workers=4, proxy_processes=2) as stack:
+    with Stack(
+        tmp_path_factory.mktemp("retry"), workers=4, proxy_processes=2, policy="least-loaded"
+    ) as stack:
         yield stack.start()
 
 

@@ -1,0 +1,60 @@
+"""Where a request would like to go: to the worker of its routing key, or to the one that made a response.
+
+vLLM keeps responses in the memory of the worker that made them (`VLLM_ENABLE_RESPONSES_API_STORE`).
+Their ids say nothing of that worker: they are random, and clients may choose them (`request_id` in
+the body). So a request that names one is offered to the workers in turn until one does not answer
+404: nothing has to be remembered, no answer read and no body changed, and every proxy process
+finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vllm_stack.proxy.request import Request
+from vllm_stack.proxy.routing_key import RESPONSES, WITH_PREFIX, decode, header_key, prefix_key
+
+_BELOW_RESPONSES = RESPONSES + b"/"
+
+
+class Destination(NamedTuple):
+    """`key` is the routing key; `stored` tells that only one worker knows what this is about."""
+
+    key: int | None = None
+    stored: bool = False
+
+
+ANYWHERE = Destination()
+Reader = Callable[[Request], Destination]
+
+
+def make_reader(policy: str, session_header: str) -> Reader:
+    """Give the function that reads no more of a request than this policy needs."""
+    if policy == "prefix":
+        return _read_prefix
+    if policy == "session":
+        name = session_header.lower().encode()
+        return lambda request: Destination(header_key(request, name), _names_response(request))
+    return lambda request: Destination(None, True) if _names_response(request) else ANYWHERE
+
+
+def _read_prefix(request: Request) -> Destination:
+    path = request.path
+    if request.method == b"POST" and path in WITH_PREFIX:
+        body = decode(request)
+        if body is None:
+            return ANYWHERE
+        if path == RESPONSES and body.previous_response_id is not None:
+            return Destination(None, True)
+        return Destination(prefix_key(body))
+    return Destination(None, True) if path.startswith(_BELOW_RESPONSES) else ANYWHERE
+
+
+def _names_response(request: Request) -> bool:
+    if not request.path.startswith(RESPONSES):
+        return False
+    if request.path == RESPONSES:
+        body = decode(request)
+        return body is not None and body.previous_response_id is not None
+    return request.path.startswith(_BELOW_RESPONSES)
