@@ -247,3 +247,4 @@ def test_requests_about_a_stored_response_say_so_under_every_policy(policy: str)
     assert not read(request({"input": "begin", "previous_response_id": None}, b"/v1/responses")).stored
     assert not read(request({"input": "begin"}, b"/v1/responses")).stored
     assert not read(request(b"", b"/v1/responsesque", b"GET")).stored
+    assert not read(request(chat(say("user", "hi"), previous_response_id="resp_1"))).stored
