@@ -155,14 +155,14 @@ def read_answer(data: bytes) -> tuple[Answer, int] | None:
     Gives the answer and where its body begins. Raises `BadAnswer` for what is no HTTP, or endless.
     """
     part = cut(data)
-    if part is not None and (known := _known.get(part.key)) is not None:
-        return Answer(known, part.length), part.size
+    if part is not None and (known := _known.get(part[0])) is not None:
+        return Answer(known, part[2]), part[1]
     end = data.find(b"\r\n\r\n", 0, MAX_HEAD)
     if end < 0:
         if len(data) >= MAX_HEAD:
             raise BadAnswer(f"The head of the worker's answer exceeds {MAX_HEAD} bytes")
         return None
     head = AnswerHead(data[: end + 4])
-    if part is not None and part.length == head.length:
-        _known.learn(part.key, head)
+    if part is not None and part[2] == head.length:
+        _known.learn(part[0], head)
     return Answer(head, head.length), end + 4

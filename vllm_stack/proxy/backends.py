@@ -70,7 +70,9 @@ class Backends:
 
     def choose(self, tried: Collection[int], destination: Destination = ANYWHERE) -> Backend | None:
         """Choose a ready worker that was not tried yet, None if there is none."""
-        candidates = [b.index for b in self.all if b.ready and b.index not in tried]
+        candidates = [b.index for b in self.all if b.ready]
+        if tried:
+            candidates = [index for index in candidates if index not in tried]
         if not candidates:
             return None
         key = destination.key

@@ -112,20 +112,34 @@ class Exchange:
             answer, rest = self._read_head(upstream)
             if answer.head.status == 404 and self._destination.stored:
                 self._look_elsewhere(backend)
-            framing = answer.framing_for(self._request)
             start = answer.head_for(self._request, self._keep_alive)
             if answer.length is not None and answer.length <= HELD_ANSWER:
-                body = self._read_held(upstream, framing, rest)
-                if ABORT in body or (answer.head.status >= 500 and backend.is_stopping()):
-                    raise Aborted(STOPPED)
-                self._peer.send(start + body)
+                clean = self._pass_on_held(backend, upstream, answer, start, rest)
             else:
-                self._stream(upstream, framing, answer.head, start, rest)
+                clean = self._stream(upstream, answer, start, rest)
         except UpstreamFailure:
             if self._peer.gone:
                 raise ClientGone from None
             raise
-        return framing.clean and answer.head.keeps_alive
+        return clean and answer.head.keeps_alive
+
+    def _pass_on_held(
+        self, backend: Backend, upstream: Upstream, answer: Answer, start: bytes, body: bytes
+    ) -> bool:
+        """Read a short answer to its end, then send it; until then it can be retried.
+
+        Gives whether the worker sent just that.
+        """
+        length = 0 if answer.has_no_body(self._request.head.method) else answer.length or 0
+        while len(body) < length:
+            body += self._receive(upstream)
+        clean = len(body) == length
+        if not clean:
+            body = body[:length]
+        if ABORT in body or (answer.head.status >= 500 and backend.is_stopping()):
+            raise Aborted(STOPPED)
+        self._peer.send(start + body)
+        return clean
 
     def _look_elsewhere(self, backend: Backend) -> None:
         """Raise `NotHere` while a worker that was not asked may know what this one does not."""
@@ -159,16 +173,6 @@ class Exchange:
                 raise BadAnswer("The worker switched protocols without being asked")
             data = data or self._receive(upstream)
 
-    def _read_held(self, upstream: Upstream, framing: Framing, rest: bytes) -> bytes:
-        """Read a short answer to its end; until then nothing has gone out and all can be retried."""
-        body = framing.feed(rest)
-        if framing.done:
-            return body
-        parts = [body]
-        while not framing.done:
-            parts.append(framing.feed(self._receive(upstream)))
-        return b"".join(parts)
-
     def _receive(self, upstream: Upstream, begun: bool = True) -> bytes:
         """Read more of an answer that has `begun`, or not; raises `UpstreamFailure` when it ends."""
         try:
@@ -187,17 +191,20 @@ class Exchange:
     def _broken(upstream: Upstream, message: str) -> UpstreamFailure:
         return StaleConnection(message) if upstream.reused else Broken(message)
 
-    def _stream(
-        self, upstream: Upstream, framing: Framing, head: AnswerHead, start: bytes, rest: bytes
-    ) -> None:
-        """Pass a long answer on as it comes. Once it has begun it is never retried."""
+    def _stream(self, upstream: Upstream, answer: Answer, start: bytes, rest: bytes) -> bool:
+        """Pass a long answer on as it comes. Once it has begun it is never retried.
+
+        Gives whether the worker sent just that.
+        """
+        framing = answer.framing_for(self._request)
         relay = Relay(self._peer, upstream, framing, self._door.settings.response_timeout)
         try:
             relay.run(rest, start)
         except UpstreamFailure as failure:
             if self._peer.gone or not relay.sent:
                 raise
-            self._cut(framing, head, failure)
+            self._cut(framing, answer.head, failure)
+        return framing.clean
 
     def _cut(self, framing: Framing, head: AnswerHead, failure: UpstreamFailure) -> None:
         """End an answer that broke in the middle so that no client takes it for whole.

@@ -8,7 +8,7 @@ holds for it too. Heads without a length the parser accepted are never learnt, n
 
 from __future__ import annotations
 
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 _MAX_HEAD = 4096
 _MAX_DIGITS = 15
@@ -18,19 +18,12 @@ _LENGTHS = (b"\r\ncontent-length: ", b"\r\nContent-Length: ")
 Head = TypeVar("Head")
 
 
-class Cut(NamedTuple):
-    """A head with its length cut out: `size` bytes of head, then `length` bytes of body.
+def cut(data: bytes) -> tuple[bytes, int, int | None] | None:
+    """Split the length off the head that `data` begins with; None where it cannot be done simply.
 
-    `length` is None where the head names none.
+    Gives the head without the digits of its length, the size of the whole head, and the length,
+    None where the head names none.
     """
-
-    key: bytes
-    size: int
-    length: int | None
-
-
-def cut(data: bytes) -> Cut | None:
-    """Split the length off the head that `data` begins with; None where it cannot be done simply."""
     end = data.find(b"\r\n\r\n", 0, _MAX_HEAD)
     if end < 0:
         return None
@@ -42,8 +35,8 @@ def cut(data: bytes) -> Cut | None:
             digits = data[start:stop]
             if len(digits) > _MAX_DIGITS or not digits.isdigit():
                 return None
-            return Cut(data[:start] + data[stop:end], end + 4, int(digits))
-    return Cut(data[:end], end + 4, None)
+            return data[:start] + data[stop:end], end + 4, int(digits)
+    return data[:end], end + 4, None
 
 
 class KnownHeads(Generic[Head]):

@@ -197,21 +197,21 @@ class RequestParser:
         """Take a request whose head is known, or more of its body; gives how many bytes that was."""
         if self._left:
             return self._take_body(data)
-        if self.started:
+        if self._in_message or self._head_bytes:
             return 0
         part = cut(data)
-        if part is None or (head := self._known.get(part.key)) is None:
+        if part is None or (head := self._known.get(part[0])) is None:
             return 0
-        length = part.length or 0
+        size, length = part[1], part[2] or 0
         if length > self._max_body:
             return 0  # refused where all others are
         self._request = Request(head)
         self.requests.append(self._request)
-        self._left = length
         if not length:
             self._request.complete = True
-            return part.size
-        return part.size + self._take_body(data[part.size :])
+            return size
+        self._left = length
+        return size + self._take_body(data[size:])
 
     def _take_body(self, data: bytes) -> int:
         request = self._require_request()
@@ -232,7 +232,7 @@ class RequestParser:
             head = self.requests[before].head
             part = cut(data)
             if part is not None and head.may_recur:
-                self._known.learn(part.key, head)
+                self._known.learn(part[0], head)
 
     def _feed(self, data: bytes) -> None:
         if self._parser is None:
