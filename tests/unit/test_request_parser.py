@@ -22,7 +22,7 @@ def new_parser(limit: int = LIMIT) -> RequestParser:
 
 
 def parse(*pieces: bytes, limit: int = LIMIT, known: KnownHeads[RequestHead] | None = None) -> list[Request]:
-    parser = RequestParser(limit, known or KnownHeads(100))
+    parser = RequestParser(limit, KnownHeads(100) if known is None else known)
     for piece in pieces:
         parser.feed(piece)
     return list(parser.requests)

@@ -38,6 +38,7 @@ class AnswerHead:
     __slots__ = (
         "_complete",
         "_named_by_connection",
+        "bodiless",
         "chunked",
         "headers",
         "http_1_1",
@@ -64,6 +65,7 @@ class AnswerHead:
             raise BadAnswer("The worker's answer is not HTTP")
         self.status: int = parser.get_status_code()
         self.http_1_1: bool = parser.get_http_version() == "1.1"
+        self.bodiless = self.status in _BODILESS
         self.chunked = False
         self.length: int | None = None
         self._named_by_connection: set[bytes] = set()
@@ -125,7 +127,7 @@ class Answer:
         self.length = length
 
     def has_no_body(self, method: bytes) -> bool:
-        return method == b"HEAD" or self.head.status in _BODILESS
+        return self.head.bodiless or method == b"HEAD"
 
     def framing_for(self, request: Request) -> Framing:
         """Choose how the body of this answer is passed on to this client."""

@@ -78,7 +78,8 @@ class Backends:
         key = destination.key
         if key is None and len(candidates) == 1:
             return self.all[candidates[0]]
-        return self.all[self._choice(candidates, self._board.loads(), key, key in self._asking)]
+        loads = self._board.loads()
+        return self.all[self._choice(candidates, loads, key, key in self._asking)]
 
     def another_may_know(self, asked: Collection[int]) -> bool:
         """Tell whether a stored response may be with a worker, ready or not, that was not asked."""

@@ -72,7 +72,8 @@ class Channel:
         try:
             data: bytes | None = self._hub.switch()
         finally:
-            self.release()
+            self._consumer = self._between
+            self.deadline = inf
         if data is None:
             raise TimeoutError
         return data

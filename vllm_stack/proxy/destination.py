@@ -40,8 +40,9 @@ def make_reader(policy: str, session_header: str) -> Reader:
 
 
 def _read_prefix(request: Request) -> Destination:
-    path = request.path
-    if request.method == b"POST" and path in WITH_PREFIX:
+    head = request.head
+    path = head.path
+    if path in WITH_PREFIX and head.method == b"POST":
         body = decode(request)
         if body is None:
             return ANYWHERE
@@ -52,9 +53,10 @@ def _read_prefix(request: Request) -> Destination:
 
 
 def _names_response(request: Request) -> bool:
-    if not request.path.startswith(RESPONSES):
+    path = request.head.path
+    if not path.startswith(RESPONSES):
         return False
-    if request.path == RESPONSES:
+    if path == RESPONSES:
         body = decode(request)
         return body is not None and body.previous_response_id is not None
-    return request.path.startswith(_BELOW_RESPONSES)
+    return path.startswith(_BELOW_RESPONSES)

@@ -83,7 +83,11 @@ class Exchange:
     def _attempt(self, backend: Backend, fresh: bool) -> bool:
         self._backends.lease(backend, self._destination)
         try:
-            upstream = self._connect(backend, fresh)
+            try:
+                upstream = backend.pool.connect() if fresh else backend.pool.take()
+            except OSError:
+                backend.suspect("not listening")
+                raise ConnectFailed(f"{backend.name} does not listen") from None
             self._peer.upstream = upstream
             reusable = False
             try:
@@ -97,13 +101,6 @@ class Exchange:
                 backend.pool.put(upstream) if reusable else upstream.close()
         finally:
             self._backends.release(backend, self._destination)
-
-    def _connect(self, backend: Backend, fresh: bool) -> Upstream:
-        try:
-            return backend.pool.connect() if fresh else backend.pool.take()
-        except OSError:
-            backend.suspect("not listening")
-            raise ConnectFailed(f"{backend.name} does not listen") from None
 
     def _pass_on(self, backend: Backend, upstream: Upstream) -> bool:
         """Send the request and pass the answer on; gives whether the connection can be kept."""
@@ -130,7 +127,8 @@ class Exchange:
 
         Gives whether the worker sent just that.
         """
-        length = 0 if answer.has_no_body(self._request.head.method) else answer.length or 0
+        no_body = answer.head.bodiless or self._request.head.method == b"HEAD"
+        length = 0 if no_body else answer.length or 0
         while len(body) < length:
             body += self._receive(upstream)
         clean = len(body) == length

@@ -93,13 +93,13 @@ class Chunked:
         self.failure: UpstreamFailure | None = None
 
     def feed(self, data: bytes) -> bytes:
-        if self._held:
-            data = self._held + data
-        elif data.endswith(b"\n\n\r\n") and not self._left and ABORT not in data:
+        if not self._held and not self._left and data[-4:] == b"\n\n\r\n" and ABORT not in data:
             # One chunk with one event, which is how vLLM sends nearly all: no need to walk.
             eol = data.find(b"\r\n", 0, 8)
             if _known_sizes.get(data[:eol]) == len(data) - eol - 4:
                 return data
+        if self._held:
+            data = self._held + data
         whole = self._walk(data)
         if whole == len(data):
             self._held = b""

@@ -8,7 +8,7 @@ holds for it too. Heads without a length the parser accepted are never learnt, n
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 _MAX_HEAD = 4096
 _MAX_DIGITS = 15
@@ -39,18 +39,15 @@ def cut(data: bytes) -> tuple[bytes, int, int | None] | None:
     return data[:end], end + 4, None
 
 
-class KnownHeads(Generic[Head]):
-    """A bounded memory of heads; when it is full the oldest are forgotten."""
+class KnownHeads(dict[bytes, Head]):
+    """A bounded memory of heads, by what `cut` left of them; when it is full the oldest are forgotten."""
 
     def __init__(self, most: int) -> None:
+        super().__init__()
         self._most = most
-        self._heads: dict[bytes, Head] = {}
-
-    def get(self, key: bytes) -> Head | None:
-        return self._heads.get(key)
 
     def learn(self, key: bytes, head: Head) -> None:
         """Remember what the parser made of the head that `key` was cut from."""
-        if len(self._heads) >= self._most:
-            del self._heads[next(iter(self._heads))]
-        self._heads[key] = head
+        if len(self) >= self._most:
+            del self[next(iter(self))]
+        self[key] = head

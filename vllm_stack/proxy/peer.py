@@ -51,9 +51,13 @@ class Peer(Channel):
     def send(self, data: bytes | memoryview) -> None:
         """Send all of `data`; raises `ClientGone` when the client does not take it."""
         try:
-            super().send(data)
+            sent = self.raw.send(data)
+        except BlockingIOError:
+            sent = 0
         except OSError:
             raise ClientGone from None
+        if sent < len(data):
+            self.send_rest(memoryview(data)[sent:])
 
     def send_rest(self, data: memoryview | bytes) -> None:
         """Send what the client had no room for; raises `ClientGone` when it does not take it."""

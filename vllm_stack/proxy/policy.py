@@ -135,9 +135,14 @@ class Prefix:
         return key, None
 
 
+def total_of(candidates: Sequence[int], loads: Sequence[int]) -> int:
+    """Give what all candidates have in flight; mostly they are all the workers there are."""
+    return sum(loads if len(candidates) == len(loads) else [loads[index] for index in candidates])
+
+
 def not_above_mean(candidates: Sequence[int], loads: Sequence[int]) -> list[int]:
     """Give the candidates, never none, that have no more in flight than the mean of them all."""
-    mean = sum(loads[index] for index in candidates) // len(candidates)
+    mean = total_of(candidates, loads) // len(candidates)
     return [index for index in candidates if loads[index] <= mean]
 
 
@@ -148,5 +153,5 @@ def stay_limit(candidates: Sequence[int], loads: Sequence[int]) -> int:
     are small: of two workers, one may have the first three requests.
     """
     over, under = STAY
-    total = sum(loads[index] for index in candidates) + 1
+    total = total_of(candidates, loads) + 1
     return -(-over * total // (under * len(candidates))) - 1

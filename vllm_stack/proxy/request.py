@@ -89,14 +89,15 @@ class RequestHead:
 class Request:
     """One request, growing as it arrives: the head first, then `complete` with its body."""
 
-    __slots__ = ("_id", "body_size", "chunks", "complete", "head")
+    __slots__ = ("body_size", "chunks", "complete", "head", "id")
 
     def __init__(self, head: RequestHead) -> None:
         self.head = head
         self.chunks: list[bytes] = []
         self.body_size = 0
         self.complete = False
-        self._id = head.given_id
+        # As the client named it in `x-request-id`, if that is a plain word, else anew.
+        self.id = head.given_id or new_id()
 
     @property
     def method(self) -> bytes:
@@ -109,13 +110,6 @@ class Request:
     def values(self, name: bytes) -> Sequence[bytes]:
         """Give the values of a header, by its lower-case name, in the order they came."""
         return self.head.values(name)
-
-    @property
-    def id(self) -> bytes:
-        """Name this request: as the client did in `x-request-id` if that is a plain word, else anew."""
-        if not self._id:
-            self._id = new_id()
-        return self._id
 
     def body(self) -> bytes:
         if len(self.chunks) > 1:
@@ -205,11 +199,15 @@ class RequestParser:
         size, length = part[1], part[2] or 0
         if length > self._max_body:
             return 0  # refused where all others are
-        self._request = Request(head)
-        self.requests.append(self._request)
-        if not length:
-            self._request.complete = True
-            return size
+        request = Request(head)
+        self.requests.append(request)
+        if len(data) - size >= length:  # all of it is here, as nearly always
+            if length:
+                request.chunks.append(data[size : size + length])
+                request.body_size = length
+            request.complete = True
+            return size + length
+        self._request = request
         self._left = length
         return size + self._take_body(data[size:])
 

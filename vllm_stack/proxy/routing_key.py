@@ -35,6 +35,7 @@ _BILLING = b'"x-anthropic-billing-header'
 
 # `Raw` is a piece of the body as it came: skipped by the decoder, neither copied nor unescaped.
 _ABSENT = Raw()
+_QUOTE, _BRACKET = b'"['
 
 
 class Part(Struct, gc=False):
@@ -95,11 +96,12 @@ def header_key(request: Request, name: bytes) -> int | None:
     return hash_bytes(values[0]) if values and values[0] else None
 
 
-def _beginning(body: Body) -> list[bytes]:
+def _beginning(body: Body) -> list[bytes | memoryview]:
     """Give the texts that begin this conversation, as they stand in the body, quotes and all."""
-    texts: list[bytes] = []
+    texts: list[bytes | memoryview] = []
     if body.messages:
-        _add_content(texts, body.system)
+        if body.system:
+            _add_content(texts, body.system)
         _add_messages(texts, body.messages)
     elif body.input:
         _add_content(texts, body.instructions)
@@ -112,25 +114,29 @@ def _beginning(body: Body) -> list[bytes]:
     return texts
 
 
-def _add_messages(texts: list[bytes], messages: list[Message]) -> None:
+def _add_messages(texts: list[bytes | memoryview], messages: list[Message]) -> None:
     """Add everything up to the first message of the user."""
     for message in messages[:MAX_PIECES]:
-        _add_content(texts, message.content)
+        view = memoryview(message.content)
+        if 0 < len(view) <= 2 * END and view[0] == _QUOTE:
+            texts.append(view)  # nearly always; the rest only where it is needed, this runs for each request
+        else:
+            _add_content(texts, message.content)
         if message.role == "user":
             return
 
 
-def _add_content(texts: list[bytes], content: Raw) -> None:
+def _add_content(texts: list[bytes | memoryview], content: Raw) -> None:
     """Add a content's text, or the texts and images of its parts.
 
     A text is the same in both forms: clients turn strings into lists to mark them
     (`cache_control`), and take the marks away in the next turn.
     """
     view = memoryview(content)
-    kind = bytes(view[:1])
-    if kind == b'"':
-        texts.append(_ends(view))
-    elif kind == b"[":
+    kind = view[0] if content else None
+    if kind == _QUOTE:
+        texts.append(view if len(view) <= 2 * END else _ends(view))
+    elif kind == _BRACKET:
         parts = _PARTS.decode(content)
         for part in parts[: MAX_PIECES // 2] + parts[MAX_PIECES // 2 :][-MAX_PIECES // 2 :]:
             for field in (part.text, part.image_url, part.source):
