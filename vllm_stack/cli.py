@@ -120,6 +120,14 @@ _out_option = _option(
     "--base-port", type=click.IntRange(1, 65535), default=5001, show_default=True, help="Port of worker-0."
 )
 @_option(
+    "--worker-transport",
+    type=click.Choice(["tcp", "unix"]),
+    default="tcp",
+    show_default=True,
+    help="How the proxy reaches the workers. With unix they take no ports: each listens on a socket in a "
+    "directory that only you may enter, so no other user of the machine can reach them.",
+)
+@_option(
     "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of the public door."
 )
 @_option("--host", help="Address of the public door.  [default: 0.0.0.0 with a key, 127.0.0.1 without]")

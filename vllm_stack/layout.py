@@ -130,6 +130,14 @@ class Layout:
             return here
         return Path(f"/tmp/vllm-stack-{os.getuid()}-{self.stack_name[-8:]}/supervisor.sock")  # noqa: S108
 
+    def worker_socket(self, name: str) -> Path:
+        """A worker's own socket (`--worker-transport unix`), beside supervisord's.
+
+        Where that one fits into a socket's address this one does: its name is shorter than
+        `supervisor.sock.PID`. Not in the worker's box: its path is longer, and may not fit.
+        """
+        return self.socket.parent / f"{name}.sock"
+
     @property
     def directories(self) -> tuple[Path, ...]:
         """Every directory a stack needs before it starts, parents first; all of them 0700."""

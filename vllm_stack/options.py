@@ -8,6 +8,7 @@ from typing import Literal
 
 Device = Literal["auto", "cuda", "cpu"]
 Policy = Literal["prefix", "session", "least-loaded", "round-robin", "random"]
+Transport = Literal["tcp", "unix"]
 
 MIB = 1024 * 1024
 
@@ -23,6 +24,7 @@ class Options:
     revision: str | None = None
     device: Device = "auto"
     gpus: tuple[str, ...] | None = None
+    worker_transport: Transport = "tcp"
     base_port: int = 5001
     host: str | None = None
     port: int = 8000
@@ -45,6 +47,9 @@ class Options:
 
     @property
     def worker_ports(self) -> tuple[int, ...]:
+        """One port a worker; none when they listen on unix sockets."""
+        if self.worker_transport == "unix":
+            return ()
         return tuple(range(self.base_port, self.base_port + self.workers))
 
     @property

@@ -12,7 +12,7 @@ _OURS = {
     "--model": "give the model as MODEL",
     "--port": "use --base-port",
     "--host": "workers listen on loopback only; --host of vllm-stack is the public door's",
-    "--uds": "workers listen on loopback ports",
+    "--uds": "use --worker-transport unix, which gives each worker a socket of its own",
     "--ssl-certfile": "workers speak plain HTTP on loopback",
     "--ssl-keyfile": "workers speak plain HTTP on loopback",
     "--api-key": "use --api-key or --api-key-file of vllm-stack; workers get a key of their own",

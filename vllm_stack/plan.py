@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vllm_stack.address import Address, TcpAddress, UnixAddress
 from vllm_stack.cpu_share import cpu_arguments, cpu_environment, split_cores
 from vllm_stack.errors import InsufficientGpus, UsageError, VllmCommandError
 from vllm_stack.gpus import MASK, visible_tokens
@@ -71,7 +72,7 @@ class WorkerPlan:
     """One `vllm serve`: its place on the machine and what it is started with."""
 
     name: str
-    port: int
+    address: Address
     gpus: tuple[str, ...]
     cores: tuple[int, ...]
     argv: tuple[str, ...]
@@ -133,15 +134,15 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
         workers=tuple(
             WorkerPlan(
                 name=(name := f"worker-{index}"),
-                port=port,
+                address=address,
                 gpus=slices[index],
                 cores=cores[index],
                 argv=_argv(
-                    vllm, inventory.model, options, timings, port, device, inventory.memory_total, args
+                    vllm, inventory.model, options, timings, address, device, inventory.memory_total, args
                 ),
                 env=_environment(options, timings, layout, name, cores[index]),
             )
-            for index, port in enumerate(options.worker_ports)
+            for index, address in enumerate(_addresses(options, layout))
         ),
         device=device,
         host=options.door_host,
@@ -165,17 +166,32 @@ def port_uses(options: Options) -> tuple[PortUse, ...]:
     )
 
 
+def _addresses(options: Options, layout: Layout) -> list[Address]:
+    """Give each worker its place to listen: a port on loopback, or a socket in a directory of ours."""
+    if options.worker_transport == "unix":
+        sockets = (layout.worker_socket(f"worker-{index}") for index in range(options.workers))
+        return [UnixAddress(str(path)) for path in sockets]
+    return [TcpAddress(LOOPBACK, port) for port in options.worker_ports]
+
+
+def _listening(address: Address) -> list[str]:
+    """Give vLLM's options for where it listens; with `--uds` it knows no port at all."""
+    if isinstance(address, UnixAddress):
+        return ["--uds", address.path]
+    return ["--host", address.host, "--port", str(address.port)]
+
+
 def _argv(
     vllm: VllmCommand,
     model: Model,
     options: Options,
     timings: Timings,
-    port: int,
+    address: Address,
     device: str,
     memory_total: int,
     args: tuple[str, ...],
 ) -> tuple[str, ...]:
-    argv = [*vllm.argv, "serve", model.name, "--host", LOOPBACK, "--port", str(port)]
+    argv = [*vllm.argv, "serve", model.name, *_listening(address)]
     argv += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
     if options.revision:
         argv += ["--revision", options.revision]

@@ -62,7 +62,7 @@ def _worker(plan: Plan, worker: WorkerPlan) -> dict[str, Any]:
     layout = plan.layout
     return {
         "name": worker.name,
-        "port": worker.port,
+        "address": str(worker.address),
         "argv": worker.argv,
         "env": worker.env,
         "secret_env": {"VLLM_API_KEY": str(layout.internal_key)},
@@ -85,7 +85,7 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "title": layout.process_title("proxy"),
         "port": options.port,
         "admin_port": options.admin_port,
-        "workers": [{"name": worker.name, "port": worker.port} for worker in plan.workers],
+        "workers": [{"name": worker.name, "address": str(worker.address)} for worker in plan.workers],
         "policy": options.policy,
         "session_header": options.session_header,
         "processes": options.proxy_processes,
@@ -113,7 +113,12 @@ def _stack(plan: Plan) -> dict[str, Any]:
         "admin_port": options.admin_port,
         "stop_seconds": plan.timings.proxy_stop_wait + plan.timings.worker_stop_wait,
         "workers": [
-            {"name": worker.name, "port": worker.port, "gpus": worker.gpus, "cores": worker.cores}
+            {
+                "name": worker.name,
+                "address": str(worker.address),
+                "gpus": worker.gpus,
+                "cores": worker.cores,
+            }
             for worker in plan.workers
         ],
     }

@@ -7,7 +7,6 @@ test fails if any process of the stack is left.
 from __future__ import annotations
 
 import contextlib
-import http.client
 import inspect
 import json
 import os
@@ -33,6 +32,7 @@ from supervisor.xmlrpc import SupervisorTransport
 from tests.support.polling import until
 from tests.support.ports import free_ports
 from tests.support.processes import ProcessLedger, is_alive
+from tests.support.unix_http import Where, connection_to
 from vllm_stack import cli
 from vllm_stack.layout import Layout
 
@@ -62,7 +62,7 @@ class WorkerTree:
 
 
 def ask(
-    port: int,
+    where: Where,
     method: str = "GET",
     path: str = "/health",
     body: object = None,
@@ -70,7 +70,7 @@ def ask(
     timeout: float = 10.0,
 ) -> tuple[int, bytes]:
     """Send one request on a connection of its own; give the status and the whole body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    connection = connection_to(where, timeout)
     try:
         data = None if body is None else json.dumps(body)
         head = {"content-type": "application/json", "authorization": "Bearer any", **(headers or {})}
@@ -141,8 +141,10 @@ class Stack:
         self.home.mkdir(parents=True, exist_ok=True)
         self.layout = Layout.at(out)
         *worker_ports, self.door, self.admin = free_ports(workers + 2)
-        self.ports = worker_ports
         self.names = [f"worker-{index}" for index in range(workers)]
+        self.ports: list[Where] = [*worker_ports]
+        if options.get("worker_transport") == "unix":
+            self.ports = [self.layout.worker_socket(name) for name in self.names]
         self.config = self.home / "fake.json"
         self.config.write_text("{}")
         self.starts_file = self.home / "starts"
@@ -229,11 +231,15 @@ class Stack:
     def set_fake(self, worker: int | None = None, **settings: object) -> None:
         """Set FAKE_VLLM_* settings, of one worker or of all, for every later start of a server."""
         layers: dict[str, dict[str, object]] = json.loads(self.config.read_text())
-        layer = layers.setdefault("*" if worker is None else str(self.ports[worker]), {})
+        layer = layers.setdefault("*" if worker is None else self._fake_name(worker), {})
         layer.update({f"FAKE_VLLM_{name}": value for name, value in settings.items()})
         fresh = self.config.with_suffix(".new")
         fresh.write_text(json.dumps(layers))
         fresh.replace(self.config)
+
+    def _fake_name(self, worker: int) -> str:
+        where = self.ports[worker]
+        return where.stem if isinstance(where, Path) else str(where)
 
     def traffic(self) -> Traffic:
         return Traffic(self.door)

@@ -517,7 +517,7 @@ class Connection(asyncio.Protocol):
     def head(self, status: int, fields: list[tuple[str, str]], script: Script) -> bytes:
         fields = [("date", http_date(int(time.time()))), ("server", "uvicorn"), *fields]
         fields.append(("x-fake-pid", str(os.getpid())))
-        fields += [("x-fake-worker", str(self.server.port))]
+        fields += [("x-fake-worker", self.server.name)]
         fields += [(str(k), str(v)) for k, v in script.get("headers", {}).items()]
         if huge := script.get("huge_head"):
             fields.append(("x-huge", "h" * (70_000 if huge is True else huge)))

@@ -1,6 +1,7 @@
 """A scriptable stand-in for `vllm serve`: its processes, its start and end, its HTTP.
 
     python fake_vllm.py serve MODEL --host H --port P [any other vllm option]
+    python fake_vllm.py serve MODEL --uds PATH [any other vllm option]
 
 Theory of operation. Three lives follow one another in this process:
 
@@ -44,7 +45,8 @@ else:  # run as a program: this file's directory is on the path, the repository 
 HERE = Path(__file__).resolve().parent
 
 # Read at each start: from the environment, then from the JSON file named by --fake-config or
-# FAKE_VLLM_CONFIG, either flat or by port: {"5001": {"FAKE_VLLM_...": ...}, "*": {...}}.
+# FAKE_VLLM_CONFIG, either flat or by the worker's name, which is its port or the stem of its socket:
+# {"5001": {"FAKE_VLLM_...": ...}, "*": {...}}.
 SETTINGS: dict[str, Any] = {
     "FAKE_VLLM_LOAD_SECONDS": 0.3,
     "FAKE_VLLM_START_STDERR": "",  # printed before anything else
@@ -69,7 +71,7 @@ SHOWN_ENVIRONMENT = re.compile(r"CUDA_(VISIBLE_DEVICES|DEVICE_ORDER)$|VLLM_|SUPE
 class Settings:
     """SETTINGS with the environment and the configuration file laid over them."""
 
-    def __init__(self, environ: Mapping[str, str], config: str | None, port: int) -> None:
+    def __init__(self, environ: Mapping[str, str], config: str | None, name: str) -> None:
         given: dict[str, Any] = {k: v for k, v in environ.items() if k.startswith("FAKE_VLLM_")}
         config = config or given.get("FAKE_VLLM_CONFIG")
         given.pop("FAKE_VLLM_CONFIG", None)
@@ -77,7 +79,7 @@ class Settings:
             layers = json.loads(Path(config).read_text())
             if any(name.startswith("FAKE_VLLM_") for name in layers):
                 layers = {"*": layers}
-            given |= layers.get("*", {}) | layers.get(str(port), {})
+            given |= layers.get("*", {}) | layers.get(name, {})
         if unknown := sorted(given.keys() - SETTINGS.keys()):
             raise SystemExit(f"unknown settings: {unknown}")
         self._values = SETTINGS | given
@@ -182,11 +184,11 @@ class FakeVllm:
         argv: list[str],
         settings: Settings,
         engine: Engine,
-        port: int,
+        name: str,
         interrupted: Interrupted,
     ) -> None:
         self.interrupted = interrupted
-        self.argv, self.settings, self.engine, self.port = argv, settings, engine, port
+        self.argv, self.settings, self.engine, self.name = argv, settings, engine, name
         given = argv[1] if len(argv) > 1 and not argv[1].startswith("-") else "fake-model"
         self.model = last(argv, "--model", given)
         self.served = option(argv, "--served-model-name") or [self.model]
@@ -219,7 +221,7 @@ class FakeVllm:
         watch = self.loop.create_task(self.watch_engine())
         if exit_in is not None:
             self.loop.call_later(exit_in, self.end, int(self.settings.number("FAKE_VLLM_EXIT_CODE")))
-        print(f"Application startup complete. port={self.port}", file=sys.stderr, flush=True)
+        print(f"Application startup complete. port={self.name}", file=sys.stderr, flush=True)
         code = await self.ended
         watch.cancel()
         server.close()
@@ -375,6 +377,13 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
+def bind_unix(path: str) -> socket.socket:
+    """Take the path as vLLM does: a file that is left there is "in use", and nobody removes ours."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(path)
+    return sock
+
+
 def leave(code: int) -> NoReturn:
     """Exit with `code`, or by signal -code; never wait for the resource tracker."""
     sys.stdout.flush()
@@ -414,7 +423,9 @@ def main(argv: list[str]) -> NoReturn:
     if argv[:1] != ["serve"]:
         raise SystemExit("usage: fake_vllm.py serve MODEL [options]")
     host, port = last(argv, "--host", "127.0.0.1"), int(last(argv, "--port", "8000"))
-    settings = Settings(os.environ, last(argv, "--fake-config", "") or None, port)
+    uds = last(argv, "--uds", "")
+    name = Path(uds).stem if uds else str(port)
+    settings = Settings(os.environ, last(argv, "--fake-config", "") or None, name)
     if text := settings.text("FAKE_VLLM_START_STDERR"):
         print(text, file=sys.stderr, flush=True)
     exit_at = settings.number("FAKE_VLLM_EXIT_AT")
@@ -423,9 +434,9 @@ def main(argv: list[str]) -> NoReturn:
         leave(exit_code)
 
     try:
-        listener = bind(host, port)
+        listener = bind_unix(uds) if uds else bind(host, port)
     except OSError as error:
-        print(f"OSError: {error}: {host}:{port}", file=sys.stderr)
+        print(f"OSError: {error}: {uds or f'{host}:{port}'}", file=sys.stderr)
         leave(1)
     engine = Engine(settings, os.environ)
 
@@ -447,9 +458,10 @@ def main(argv: list[str]) -> NoReturn:
         # Ends inside the loop: closing it would give SIGTERM its default meaning back while
         # the engine is still there.
         exit_in = max(0.0, started + exit_at - time.monotonic()) if exit_at > 0 else None
-        end(await FakeVllm(argv, settings, engine, port, interrupted).serve(listener, exit_in))
+        end(await FakeVllm(argv, settings, engine, name, interrupted).serve(listener, exit_in))
 
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if not uds:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     with asyncio.Runner(loop_factory=new_event_loop()) as runner:
         runner.run(serve())
     raise AssertionError("the loop ended before the server")

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.boxes import gpu_box, inventory, options
+from vllm_stack.address import UnixAddress
 from vllm_stack.cpu_share import split_cores
 from vllm_stack.errors import InsufficientGpus, ModelError, OutputError, PortError, UsageError
 from vllm_stack.gpus import GpuBox
@@ -19,10 +20,34 @@ from vllm_stack.plan import make_plan
 
 def test_each_worker_gets_its_own_slice_of_gpus_and_its_own_port() -> None:
     plan = make_plan(options(tensor_parallel_size=2), inventory())
-    assert [(w.name, w.port, w.gpus) for w in plan.workers] == [
-        ("worker-0", 5001, ("0", "1")),
-        ("worker-1", 5002, ("2", "3")),
+    assert [(w.name, str(w.address), w.gpus) for w in plan.workers] == [
+        ("worker-0", "127.0.0.1:5001", ("0", "1")),
+        ("worker-1", "127.0.0.1:5002", ("2", "3")),
     ]
+
+
+def test_workers_on_unix_sockets_take_no_ports_and_listen_in_a_directory_of_the_stack() -> None:
+    plan = make_plan(options(worker_transport="unix", port=5001), inventory())
+    assert [str(w.address) for w in plan.workers] == [
+        "unix:/srv/stack/run/worker-0.sock",
+        "unix:/srv/stack/run/worker-1.sock",
+    ]
+    assert plan.workers[1].argv[3:5] == ("--uds", "/srv/stack/run/worker-1.sock")
+    assert not {"--host", "--port"} & set(plan.workers[0].argv)
+    assert {use.owner for use in plan.port_uses} == {"the proxy", "the admin door"}
+
+
+@pytest.mark.parametrize("depth", [1, 5, 12, 20])
+def test_every_socket_fits_into_a_socket_address_however_deep_the_stack_lies(depth: int) -> None:
+    """107 bytes (unix(7)); supervisord adds its process id to its own."""
+    plan = make_plan(
+        options(out=Path("/srv" + "/deep1" * depth), workers=12, worker_transport="unix"),
+        inventory(gpus=gpu_box(12)),
+    )
+    for worker in plan.workers:
+        assert isinstance(worker.address, UnixAddress)
+        assert len(worker.address.path) <= 107
+        assert Path(worker.address.path).parent in plan.layout.directories
 
 
 def test_too_few_gpus_are_refused_with_the_sentence_users_know() -> None:

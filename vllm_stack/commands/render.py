@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from vllm_stack.address import TcpAddress, parse_address
 from vllm_stack.errors import OutputError
 from vllm_stack.files import File, make_directories, write_files
 from vllm_stack.inventory import take_inventory
@@ -60,9 +61,9 @@ def _ports_of_running_stack(layout: Layout) -> frozenset[int]:
     try:
         in_force = layout.stack_in_force() or layout.stack_json
         stack = json.loads(in_force.read_text("utf-8"))
-        return frozenset(
-            (stack["door"]["port"], stack["admin_port"], *(worker["port"] for worker in stack["workers"]))
-        )
+        addresses = [parse_address(worker["address"]) for worker in stack["workers"]]
+        ports = [address.port for address in addresses if isinstance(address, TcpAddress)]
+        return frozenset((stack["door"]["port"], stack["admin_port"], *ports))
     except (OSError, ValueError, KeyError, TypeError):
         return frozenset()
 
@@ -74,7 +75,7 @@ def summary(plan: Plan, written: bool) -> list[str]:
     lines = [f"{options.model}: {options.workers} x {version}"]
     for worker in plan.workers:
         place = f"GPU {','.join(worker.gpus)}" if worker.gpus else f"CPU {','.join(map(str, worker.cores))}"
-        lines.append(f"  {worker.name}  127.0.0.1:{worker.port}  {place}")
+        lines.append(f"  {worker.name}  {worker.address}  {place}")
     lines.append(f"  proxy     http://{plan.door_address}/v1  {options.policy}")
     lines += [f"Note: {note}." for note in plan.notes]
     if written:

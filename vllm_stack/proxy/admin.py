@@ -19,7 +19,7 @@ def attach(door: Door) -> None:
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Answer `GET /workers`: every worker's name, state and requests in flight, and the totals."""
+    """Answer `GET /workers`: every worker's name, address, state and requests in flight, and the totals."""
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
         return _answer(start_response, "405 Method Not Allowed", {"error": "read-only"})
     if environ["PATH_INFO"] != "/workers" or _door is None:
@@ -28,7 +28,7 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
     workers = [
         {
             "name": backend.name,
-            "port": backend.address[1],
+            "address": str(backend.address),
             "ready": backend.ready,
             "state": backend.state,
             "in_flight": loads[backend.index],

@@ -22,14 +22,14 @@ _log = logging.getLogger("gunicorn.error")
 class Backend:
     """One worker: its connections, and whether requests go to it."""
 
-    def __init__(self, index: int, address: WorkerAddress, max_idle: float) -> None:
+    def __init__(self, index: int, worker: WorkerAddress, max_idle: float) -> None:
         self.index = index
-        self.name = address.name
-        self.address = (address.host, address.port)
+        self.name = worker.name
+        self.address = worker.address
         self.pool = Pool(self.address, max_idle)
         self.ready = False
         self.state = "unknown"
-        self._notice = address.stopping
+        self._notice = worker.stopping
         # Set to have the worker probed now instead of at the next tick.
         self.look = Event()
 
@@ -54,7 +54,7 @@ class Backends:
 
     def __init__(self, settings: ProxySettings, board: Scoreboard, row: Row) -> None:
         self.all = tuple(
-            Backend(index, address, settings.pool_idle) for index, address in enumerate(settings.workers)
+            Backend(index, worker, settings.pool_idle) for index, worker in enumerate(settings.workers)
         )
         self._board = board
         self._row = row

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_stack.address import Address, parse_address
 from vllm_stack.layout import stopping_notice
 
 
@@ -15,8 +16,7 @@ class WorkerAddress:
     """One vLLM server to send to."""
 
     name: str
-    host: str
-    port: int
+    address: Address
     stopping: Path
 
 
@@ -45,7 +45,7 @@ def read_settings(path: Path) -> ProxySettings:
     return ProxySettings(
         admin_port=raw["admin_port"],
         workers=tuple(
-            WorkerAddress(w["name"], "127.0.0.1", w["port"], stopping_notice(state, w["name"]))
+            WorkerAddress(w["name"], parse_address(w["address"]), stopping_notice(state, w["name"]))
             for w in raw["workers"]
         ),
         policy=raw["policy"],

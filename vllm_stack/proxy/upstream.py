@@ -1,12 +1,12 @@
-"""Connections to one worker: opened on loopback, kept while idle, dropped when the worker ends them."""
+"""Connections to one worker: kept while idle, dropped when the worker ends them."""
 
 from __future__ import annotations
 
 from gevent import socket
 
+from vllm_stack.address import Address
 from vllm_stack.proxy.channel import Channel
-
-CONNECT_TIMEOUT = 5.0
+from vllm_stack.proxy.dial import dial
 
 
 class Upstream(Channel):
@@ -26,7 +26,7 @@ class Pool:
     worker's death is known without asking.
     """
 
-    def __init__(self, address: tuple[str, int], max_idle: float) -> None:
+    def __init__(self, address: Address, max_idle: float) -> None:
         self._address = address
         self._max_idle = max_idle
         self._idle: dict[Upstream, None] = {}  # in the order they came
@@ -42,15 +42,7 @@ class Pool:
 
     def connect(self) -> Upstream:
         """Open a new connection; raises `OSError` when the worker does not listen."""
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            sock.settimeout(CONNECT_TIMEOUT)
-            sock.connect(self._address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except BaseException:
-            sock.close()
-            raise
-        return Upstream(sock)
+        return Upstream(dial(self._address))
 
     def put(self, upstream: Upstream) -> None:
         """Keep a connection whose last answer ended cleanly."""

@@ -24,7 +24,9 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
+from vllm_stack.address import Address, UnixAddress
 from vllm_stack.leftovers import MARKER, sweep
 from vllm_stack.program import STOP_SIGNALS, Order, ask_supervisord, take_signal
 from vllm_stack.worker.failure import describe_end, last_failure, record_failure
@@ -68,6 +70,7 @@ class Life:
             self._spec.stopping.unlink(missing_ok=True)
         with self._noting("this life could not be recorded"):
             identity.record_life()
+        self._remove_socket()
         try:
             tree = Tree(self._spec.argv, self._server_environment(), self._spec.box)
         except OSError as error:
@@ -75,7 +78,7 @@ class Life:
             self._record_failure(EXIT_CANNOT_START, 0.0)
             self._forget_life()
             return EXIT_CANNOT_START
-        self._say(f"started vLLM on port {self._spec.port}, process {tree.pid}")
+        self._say(f"started vLLM on {self._spec.address}, process {tree.pid}")
         asked = self._watch(tree)
         return self._end(tree, asked)
 
@@ -86,6 +89,13 @@ class Life:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+    def _remove_socket(self) -> None:
+        """vLLM leaves its unix socket behind, however it ends, and cannot bind to a path that exists."""
+        address = self._spec.address
+        if isinstance(address, UnixAddress):
+            with self._noting("the socket of the server that ended could not be removed"):
+                Path(address.path).unlink(missing_ok=True)
 
     def _note_a_killed_wrapper(self) -> None:
         """Record the failure that a wrapper could not record itself: its server died with it.
@@ -131,7 +141,7 @@ class Life:
             if signum in STOP_SIGNALS and deadline is None:
                 self._say(f"told to stop: vLLM has {self._spec.stop_grace:.0f} s")
                 deadline = time.monotonic() + self._spec.stop_grace
-                starting = not _listens(self._spec.port)
+                starting = not _listens(self._spec.address)
                 tree.signal(signal.SIGKILL if self._tell_proxy() else signal.SIGTERM)
             elif signum in STOP_SIGNALS:
                 self._say("told to stop again: killing vLLM")
@@ -175,6 +185,7 @@ class Life:
 
     def _end(self, tree: Tree, asked: bool) -> int:
         seconds = time.monotonic() - tree.started
+        self._remove_socket()
         returncode = tree.reap()
         assert returncode is not None  # noqa: S101 - _watch returns only then
         if not asked:
@@ -227,8 +238,8 @@ class Life:
             return
 
 
-def _listens(port: int) -> bool:
-    """Tell whether the server serves: vLLM binds its port early but listens only when it is ready."""
-    with socket.socket() as probe:
+def _listens(address: Address) -> bool:
+    """Tell whether the server serves: vLLM binds its address early but listens only when it is ready."""
+    with socket.socket(address.family) as probe:
         probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex(address.sockaddr) == 0

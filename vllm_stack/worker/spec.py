@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_stack.address import Address, parse_address
 from vllm_stack.layout import failure_record, life_record, stopping_notice
 from vllm_stack.leftovers import Identity
 
@@ -16,7 +17,7 @@ class Spec:
     """One worker: its command, its place, its waits (seconds)."""
 
     name: str
-    port: int
+    address: Address
     argv: tuple[str, ...]
     env: dict[str, str]
     secret_env: dict[str, Path]
@@ -47,7 +48,7 @@ def read_spec(path: Path) -> Spec:
         raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return Spec(
             name=raw["name"],
-            port=raw["port"],
+            address=parse_address(raw["address"]),
             argv=tuple(raw["argv"]),
             env=raw["env"],
             secret_env={name: Path(file) for name, file in raw["secret_env"].items()},

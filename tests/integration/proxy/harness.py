@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import signal
@@ -21,7 +20,9 @@ from tests.support import fake_vllm
 from tests.support.polling import until
 from tests.support.ports import free_ports
 from tests.support.processes import ProcessLedger, group_members
+from tests.support.unix_http import Where, connection_to
 from vllm_stack.commands.render import render_stack
+from vllm_stack.layout import Layout
 from vllm_stack.options import Options
 
 HOST = "127.0.0.1"
@@ -210,8 +211,8 @@ def ask(port: int, data: bytes, head_only: bool = False) -> Answer:
         return wire.send(data).answer(head_only)
 
 
-def get_json(port: int, path: str) -> Any:
-    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+def get_json(where: Where, path: str) -> Any:
+    connection = connection_to(where, timeout=5)
     try:
         connection.request("GET", path)
         return json.loads(connection.getresponse().read())
@@ -223,18 +224,31 @@ def get_json(port: int, path: str) -> Any:
 
 
 class FakeWorker:
-    """A fake vLLM on its port: what it saw, and its life."""
+    """A fake vLLM on its port, or its socket: what it saw, and its life."""
 
     def __init__(self, stack: Stack, index: int, port: int) -> None:
         self.stack, self.index, self.port = stack, index, port
+        self.socket: Path | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def where(self) -> Where:
+        return self.socket or self.port
+
+    @property
+    def name(self) -> str:
+        """How it calls itself in `x-fake-worker`."""
+        return self.socket.stem if self.socket else str(self.port)
+
     def start(self, **env: object) -> None:
+        listen = ["--uds", str(self.socket)] if self.socket else ["--host", HOST, "--port", str(self.port)]
+        if self.socket:
+            self.socket.unlink(missing_ok=True)  # as the wrapper does
         key = (self.stack.out / "secrets/internal-key").read_text().strip()
         quick = {"FAKE_VLLM_LOAD_SECONDS": 0, "FAKE_VLLM_ENGINE_GRACE": 0.3}
         given = {"VLLM_API_KEY": key, "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": 75, **quick, **env}
         self.process = self.stack.ledger.start(
-            [sys.executable, fake_vllm.__file__, "serve", "m", "--host", HOST, "--port", str(self.port)],
+            [sys.executable, fake_vllm.__file__, "serve", "m", *listen],
             env={**os.environ, **{name: str(value) for name, value in given.items()}},
             log=self.stack.out / f"logs/fake-{self.index}.log",
         )
@@ -243,12 +257,12 @@ class FakeWorker:
         return "connections_open" in self.state()
 
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = get_json(self.port, "/fake/state")
+        state: dict[str, Any] = get_json(self.where, "/fake/state")
         return state
 
     def requests(self) -> list[dict[str, Any]]:
         """Return what came from clients of the door."""
-        return [seen for seen in get_json(self.port, "/fake/requests") if seen["target"] != "/health"]
+        return [seen for seen in get_json(self.where, "/fake/requests") if seen["target"] != "/health"]
 
     def last(self) -> dict[str, Any]:
         return self.requests()[-1]
@@ -384,6 +398,9 @@ class Stack:
             )
         )
         self.workers = [FakeWorker(self, index, port) for index, port in enumerate(ports[:workers])]
+        if options.get("worker_transport") == "unix":
+            for worker in self.workers:
+                worker.socket = Layout.at(self.out).worker_socket(f"worker-{worker.index}")
         self.log = self.out / "logs/proxy.log"
         self.proxy: subprocess.Popen[bytes]
 
@@ -447,7 +464,7 @@ class Stack:
 
     def script(self, scripts: dict[str, Any]) -> None:
         for worker in self.workers:
-            connection = http.client.HTTPConnection(HOST, worker.port, timeout=5)
+            connection = connection_to(worker.where, timeout=5)
             connection.request("PUT", "/fake/scripts", json.dumps(scripts))
             assert connection.getresponse().status == 200
             connection.close()

@@ -1,0 +1,68 @@
+"""Where a server listens: a host and a port, or a unix socket; one spelling for files and screens."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+_UNIX = "unix:"
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A port of a host; the host is a name, or an IP address without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    @property
+    def sockaddr(self) -> tuple[str, int]:
+        return self.host, self.port
+
+    @property
+    def is_name(self) -> bool:
+        """A name must be looked up first, which takes its time and can fail."""
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            return True
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """A unix socket, by its absolute path."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return _UNIX + self.path
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_UNIX
+
+    @property
+    def sockaddr(self) -> str:
+        return self.path
+
+
+Address = TcpAddress | UnixAddress
+
+
+def parse_address(text: str) -> Address:
+    """Read what `str` of an address gave; raises `ValueError` for anything else."""
+    if text.startswith(_UNIX + "/"):
+        return UnixAddress(text.removeprefix(_UNIX))
+    host, colon, port = text.rpartition(":")
+    if not host or not colon:
+        raise ValueError(f"{text!r} is not an address")
+    return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
