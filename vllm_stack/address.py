@@ -28,6 +28,11 @@ class TcpAddress:
         return self.host, self.port
 
     @property
+    def is_loopback(self) -> bool:
+        """Whether it is certainly this very machine."""
+        return self.host in ("localhost", "::1") or self.host.startswith("127.")
+
+    @property
     def is_name(self) -> bool:
         """A name must be looked up first, which takes its time and can fail."""
         try:

@@ -107,7 +107,13 @@ _out_option = _option(
 @_group.command(context_settings={"ignore_unknown_options": False})
 @click.argument("model")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_OPTIONS...]")
-@_option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="vLLM servers to run.")
+@_option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="vLLM servers to run; 0 runs none and sends everything to --upstream.",
+)
 @_option(
     "--tensor-parallel-size",
     type=click.IntRange(min=1),
@@ -124,8 +130,8 @@ _out_option = _option(
     type=click.Choice(["tcp", "unix"]),
     default="tcp",
     show_default=True,
-    help="How the proxy reaches the workers. With unix they take no ports: each listens on a socket in a "
-    "directory that only you may enter, so no other user of the machine can reach them.",
+    help="How the proxy reaches the workers. With unix each listens on a socket instead of a port, "
+    "in a directory that only you may enter: no other user of the machine can reach it.",
 )
 @_option(
     "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of the public door."
@@ -148,6 +154,20 @@ _out_option = _option(
     "--api-key-file",
     type=click.Path(path_type=Path),
     help="File with one client key per line, readable by its owner alone.",
+)
+@_option(
+    "--upstream",
+    "upstreams",
+    multiple=True,
+    metavar="URL",
+    help="A server elsewhere that joins the choice: http://host:port of another vllm-stack, or of any "
+    "OpenAI-compatible server with the same model and a /health; may be repeated.",
+)
+@_option(
+    "--upstream-key-file",
+    type=click.Path(path_type=Path),
+    help="The keys upstreams ask for, readable by its owner alone. A line is a key for all of them, or "
+    "`URL KEY` for one. It stays where it is: the proxy reads it at every start.",
 )
 @_option(
     "--device",
@@ -229,6 +249,8 @@ _out_option = _option(
 def render(
     api_keys: tuple[str, ...],
     api_key_file: Path | None,
+    upstreams: tuple[str, ...],
+    upstream_key_file: Path | None,
     gpus: str | None,
     max_body: int,
     dry_run: bool,
@@ -245,10 +267,17 @@ def render(
     from vllm_stack.commands.render import plan_json, render_stack, summary
     from vllm_stack.gpus import parse_gpu_list
     from vllm_stack.keys import check_keys, read_key_file
+    from vllm_stack.upstreams import parse_upstreams, read_upstream_keys
 
     if gpus is not None and settings["device"] == "cpu":
         raise UsageError(f"--gpus {gpus} and --device cpu exclude each other: leave one out")
+    addresses = parse_upstreams(upstreams)
+    if upstream_key_file is not None:
+        upstream_key_file = upstream_key_file.expanduser().absolute()
+        read_upstream_keys(upstream_key_file, addresses)
     options = Options(
+        upstreams=addresses,
+        upstream_key_file=upstream_key_file,
         api_keys=check_keys((*api_keys, *(read_key_file(api_key_file) if api_key_file else ()))),
         gpus=None if gpus is None else parse_gpu_list(gpus),
         max_body=max_body * MIB,

@@ -9,6 +9,8 @@ MIB = 1024**2
 
 def split_cores(cores: tuple[int, ...], workers: int) -> list[tuple[int, ...]]:
     """Give each worker its own cores, as evenly as they go; with too few cores they share."""
+    if not workers:
+        return []
     if workers > len(cores):
         return [(cores[index % len(cores)],) for index in range(workers)]
     size, extra = divmod(len(cores), workers)

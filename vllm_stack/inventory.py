@@ -36,7 +36,7 @@ def take_inventory(options: Options) -> Inventory:
     return Inventory(
         model=read_model(options.model, options.revision),
         vllm=_find_vllm(options.vllm_command),
-        gpus=GpuBox(()) if options.device == "cpu" else read_gpus(),
+        gpus=GpuBox(()) if options.device == "cpu" or not options.workers else read_gpus(),
         gpu_mask=os.environ.get(MASK),
         cores=tuple(sorted(os.sched_getaffinity(0))),
         memory_total=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

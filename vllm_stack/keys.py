@@ -20,22 +20,23 @@ def hash_key(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def read_key_file(path: Path) -> tuple[str, ...]:
-    """Read client keys, one per line; empty lines and lines that start with `#` do not count.
+def read_key_file(path: Path, option: str = "--api-key-file") -> tuple[str, ...]:
+    """Read keys, one per line; empty lines and lines that start with `#` do not count.
 
-    Raises `UsageError` when the file is missing, empty, or readable by anyone but its owner.
+    Raises `UsageError` when the file is missing, empty, or readable by anyone but its owner; the
+    message names the option it was given with.
     """
     try:
         mode = path.stat().st_mode
         text = path.read_text("utf-8")
     except (OSError, ValueError) as error:
-        raise UsageError(f"--api-key-file {path} cannot be read: {error}") from None
+        raise UsageError(f"{option} {path} cannot be read: {error}") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise UsageError(f"--api-key-file {path} can be read by others: chmod 600 {path}")
+        raise UsageError(f"{option} {path} can be read by others: chmod 600 {path}")
     lines = (line.strip() for line in text.splitlines())
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
-        raise UsageError(f"--api-key-file {path} holds no key")
+        raise UsageError(f"{option} {path} holds no key")
     return keys
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vllm_stack.address import TcpAddress
+
 Device = Literal["auto", "cuda", "cpu"]
 Policy = Literal["prefix", "session", "least-loaded", "round-robin", "random"]
 Transport = Literal["tcp", "unix"]
@@ -30,6 +32,8 @@ class Options:
     port: int = 8000
     admin_port: int = 9000
     api_keys: tuple[str, ...] = ()
+    upstreams: tuple[TcpAddress, ...] = ()
+    upstream_key_file: Path | None = None
     policy: Policy = "prefix"
     session_header: str = "x-session-id"
     proxy_processes: int = 1

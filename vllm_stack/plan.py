@@ -62,6 +62,11 @@ class Timings:
         return 75
 
     @property
+    def upstream_idle(self) -> int:
+        """The same for a server elsewhere, whose patience is not ours to set: vLLM's default is 5 s."""
+        return 4
+
+    @property
     def pool_idle(self) -> int:
         """How long the proxy keeps one: shorter, so that it is never the worker who hangs up first."""
         return 60
@@ -117,6 +122,7 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
     sentence that names the value and the way out.
     """
     layout = Layout.at(options.out)
+    _check_upstreams(options)
     check_overlap(port_uses(options))
     check_heads(inventory.model, options.tensor_parallel_size)
     device = "cpu" if options.device == "cpu" else "cuda"
@@ -124,9 +130,7 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
     cores = split_cores(inventory.cores, options.workers) if device == "cpu" else [()] * options.workers
     timings = Timings(options.restart_delay, options.drain_timeout)
     args = accept(options.vllm_args)
-    if isinstance(inventory.vllm, VllmCommandError):
-        raise inventory.vllm
-    vllm = inventory.vllm
+    vllm = _vllm(options, inventory)
     return Plan(
         layout=layout,
         options=options,
@@ -151,6 +155,31 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
         vllm_version=vllm.version,
         notes=tuple(_notes(options, inventory, vllm, device)),
     )
+
+
+def _check_upstreams(options: Options) -> None:
+    """Refuse a stack that would send to nobody, or to itself."""
+    if not options.workers and not options.upstreams:
+        raise UsageError(
+            "--workers 0 leaves nobody to send to: name at least one --upstream http://host:port"
+        )
+    own = {options.port: "--port", options.admin_port: "--admin-port"}
+    own |= dict.fromkeys(options.worker_ports, "--base-port")
+    for address in options.upstreams:
+        if address.is_loopback and address.port in own:
+            raise UsageError(
+                f"--upstream http://{address} is this stack itself ({own[address.port]} {address.port}): "
+                "leave it out, or name another box"
+            )
+
+
+def _vllm(options: Options, inventory: Inventory) -> VllmCommand:
+    """Give the vLLM the workers run; where there are none, none is needed."""
+    if not options.workers:
+        return VllmCommand((), None)
+    if isinstance(inventory.vllm, VllmCommandError):
+        raise inventory.vllm
+    return inventory.vllm
 
 
 def port_uses(options: Options) -> tuple[PortUse, ...]:
@@ -273,6 +302,9 @@ def _notes(options: Options, inventory: Inventory, vllm: VllmCommand, device: st
         notes.append(
             f"{options.workers} workers share {len(inventory.cores)} CPU cores: expect them to be slow"
         )
-    if vllm.version is None:
+    open_ways = ", ".join(f"http://{address}" for address in options.upstreams if not address.is_loopback)
+    if open_ways:
+        notes.append(f"Keys and prompts go to {open_ways} in plain HTTP: whoever is on the way can read them")
+    if vllm.argv and vllm.version is None:
         notes.append(f"The version of {vllm.argv[0]} could not be read")
     return notes

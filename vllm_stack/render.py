@@ -86,6 +86,8 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "port": options.port,
         "admin_port": options.admin_port,
         "workers": [{"name": worker.name, "address": str(worker.address)} for worker in plan.workers],
+        "upstreams": _upstreams(plan),
+        "upstream_keys": str(options.upstream_key_file) if options.upstream_key_file else None,
         "policy": options.policy,
         "session_header": options.session_header,
         "processes": options.proxy_processes,
@@ -95,6 +97,7 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "max_body": options.max_body,
         "response_timeout": options.response_timeout,
         "pool_idle": plan.timings.pool_idle,
+        "upstream_idle": plan.timings.upstream_idle,
         "drain_timeout": plan.timings.drain_timeout,
     }
 
@@ -121,7 +124,15 @@ def _stack(plan: Plan) -> dict[str, Any]:
             }
             for worker in plan.workers
         ],
+        "upstreams": _upstreams(plan),
     }
+
+
+def _upstreams(plan: Plan) -> list[dict[str, str]]:
+    return [
+        {"name": f"upstream-{index}", "address": str(address)}
+        for index, address in enumerate(plan.options.upstreams)
+    ]
 
 
 def _json(value: dict[str, Any]) -> str:

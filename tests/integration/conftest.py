@@ -151,7 +151,7 @@ class Stack:
         self.env = {**os.environ, "FAKE_VLLM_CONFIG": str(self.config), **(env or {})}
         self.options = {
             "--workers": str(workers),
-            "--base-port": str(worker_ports[0]),
+            "--base-port": str([*worker_ports, 5001][0]),
             "--port": str(self.door),
             "--admin-port": str(self.admin),
             "--device": "cpu",

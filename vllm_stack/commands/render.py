@@ -72,10 +72,12 @@ def summary(plan: Plan, written: bool) -> list[str]:
     """Say what was decided, line by line, and how to start it."""
     options, layout = plan.options, plan.layout
     version = f"vLLM {plan.vllm_version}" if plan.vllm_version else "vLLM"
-    lines = [f"{options.model}: {options.workers} x {version}"]
+    elsewhere = f" and {len(options.upstreams)} elsewhere" if options.upstreams else ""
+    lines = [f"{options.model}: {options.workers} x {version}{elsewhere}"]
     for worker in plan.workers:
         place = f"GPU {','.join(worker.gpus)}" if worker.gpus else f"CPU {','.join(map(str, worker.cores))}"
         lines.append(f"  {worker.name}  {worker.address}  {place}")
+    lines += [f"  upstream-{index}  http://{address}" for index, address in enumerate(options.upstreams)]
     lines.append(f"  proxy     http://{plan.door_address}/v1  {options.policy}")
     lines += [f"Note: {note}." for note in plan.notes]
     if written:

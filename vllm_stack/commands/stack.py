@@ -19,6 +19,7 @@ class Stack:
 
     layout: Layout
     worker_names: tuple[str, ...]
+    upstream_names: tuple[str, ...]
     admin_port: int
     stop_seconds: int
 
@@ -44,6 +45,7 @@ def find_stack(out: Path) -> Stack:
         return Stack(
             layout,
             tuple(worker["name"] for worker in raw["workers"]),
+            tuple(upstream["name"] for upstream in raw["upstreams"]),
             raw["admin_port"],
             raw["stop_seconds"],
         )

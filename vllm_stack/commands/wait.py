@@ -27,6 +27,9 @@ def wait_until_ready(
 ) -> None:
     """Return when all workers are ready (or one, with `any_worker`).
 
+    Servers elsewhere are not ours to wait for: one of them is enough, and only where there are no
+    workers, or with `any_worker`.
+
     Raises `NoStack` when supervisord does not run, `StackError` when a worker failed or the time
     (seconds) is over; the last lines of its log are shown before.
     """
@@ -42,7 +45,7 @@ def wait_until_ready(
         if not states and elapsed > _GRACE and stack.supervisor.pid() is None:
             raise NoStack(f"supervisord is not running: supervisord -c {stack.layout.supervisord_conf}")
         if _enough(states, stack, any_worker):
-            click.echo(f"Ready after {elapsed:.0f} s: {', '.join(stack.worker_names)}")
+            click.echo(f"Ready after {elapsed:.0f} s: {', '.join(_ready(states, stack))}")
             return
         for name in stack.worker_names:
             failure = _failure(stack, name)
@@ -72,8 +75,18 @@ def _states(stack: Stack) -> dict[str, str]:
 
 
 def _enough(states: dict[str, str], stack: Stack, any_worker: bool) -> bool:
-    ready = [states.get(name) == "ready" for name in stack.worker_names]
-    return any(ready) if any_worker else all(ready)
+    ready = _ready(states, stack)
+    if any_worker or not stack.worker_names:
+        return bool(ready)
+    return set(stack.worker_names) <= set(ready)
+
+
+def _ready(states: dict[str, str], stack: Stack) -> list[str]:
+    return [name for name in _names(stack) if states.get(name) == "ready"]
+
+
+def _names(stack: Stack) -> tuple[str, ...]:
+    return stack.worker_names + stack.upstream_names
 
 
 def _changed(states: dict[str, str], said: dict[str, str]) -> bool:
@@ -84,14 +97,15 @@ def _changed(states: dict[str, str], said: dict[str, str]) -> bool:
 
 
 def _speak(stack: Stack, states: dict[str, str], elapsed: float) -> None:
-    for name in stack.worker_names:
+    for name in _names(stack):
         ready = states.get(name) == "ready"
         doing = "" if ready else " ".join(last_lines(stack.layout.logs / f"{name}.log", 1))
-        click.echo(f"{elapsed:4.0f} s  {name}  {'ready' if ready else 'loading'}  {doing[:100]}".rstrip())
+        waiting = states.get(name, "unknown") if name in stack.upstream_names else "loading"
+        click.echo(f"{elapsed:4.0f} s  {name}  {'ready' if ready else waiting}  {doing[:100]}".rstrip())
 
 
 def _describe(states: dict[str, str], stack: Stack) -> str:
-    return ", ".join(f"{name} is {states.get(name, 'not seen yet')}" for name in stack.worker_names)
+    return ", ".join(f"{name} is {states.get(name, 'not seen yet')}" for name in _names(stack))
 
 
 def _failure(stack: Stack, name: str) -> Failure | None:

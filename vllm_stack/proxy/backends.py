@@ -1,4 +1,4 @@
-"""The workers as the proxy sees them: where they are, whether they are ready, how loaded."""
+"""The workers, and the servers elsewhere, as the proxy sees them: where, whether ready, how loaded."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Collection
 
 from gevent.event import Event
 
+from vllm_stack.proxy import via
 from vllm_stack.proxy.destination import ANYWHERE, Destination, make_reader
 from vllm_stack.proxy.policy import Choice, make_choice
 from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.scoreboard import Row, Scoreboard
-from vllm_stack.proxy.settings import ProxySettings, WorkerAddress
+from vllm_stack.proxy.settings import ProxySettings, Server
 from vllm_stack.proxy.upstream import Pool
 
 # States in which nothing is left of what a worker kept in memory: its server has ended.
@@ -19,23 +20,33 @@ _FORGOTTEN = frozenset({"not listening", "stopped"})
 _log = logging.getLogger("gunicorn.error")
 
 
+def _own_lines(server: Server) -> bytes:
+    key = b"" if server.key is None else b"authorization: Bearer %s\r\n" % server.key.encode()
+    return key + via.LINE if server.remote else key
+
+
 class Backend:
     """One worker: its connections, and whether requests go to it."""
 
-    def __init__(self, index: int, worker: WorkerAddress, max_idle: float) -> None:
+    def __init__(self, index: int, server: Server) -> None:
         self.index = index
-        self.name = worker.name
-        self.address = worker.address
-        self.pool = Pool(self.address, max_idle)
+        self.name = server.name
+        self.address = server.address
+        self.remote = server.remote
+        # What a request gets that goes here. A server elsewhere may choose by the Host; for a worker
+        # the client's goes along, because it builds redirects from it.
+        self.host = str(server.address).encode() if server.remote else None
+        self.lines = _own_lines(server)
+        self.pool = Pool(self.address, server.max_idle)
         self.ready = False
         self.state = "unknown"
-        self._notice = worker.stopping
+        self._notice = server.stopping
         # Set to have the worker probed now instead of at the next tick.
         self.look = Event()
 
     def is_stopping(self) -> bool:
         """The worker was told to stop: it still answers, but only to end what it has begun."""
-        return self._notice.exists()
+        return self._notice is not None and self._notice.exists()
 
     def mark(self, ready: bool, state: str) -> None:
         """Note what was seen of the worker, and say so when it changed."""
@@ -53,9 +64,10 @@ class Backends:
     """All workers, and the choice among those that are ready."""
 
     def __init__(self, settings: ProxySettings, board: Scoreboard, row: Row) -> None:
-        self.all = tuple(
-            Backend(index, worker, settings.pool_idle) for index, worker in enumerate(settings.workers)
-        )
+        self.all = tuple(Backend(index, server) for index, server in enumerate(settings.servers))
+        self._remotes = frozenset(backend.index for backend in self.all if backend.remote)
+        # Only then is anything barred: a pure balancer has no worker to keep a request for.
+        self.mixed = 0 < len(self._remotes) < len(self.all)
         self._board = board
         self._row = row
         names = [backend.name for backend in self.all]
@@ -82,11 +94,22 @@ class Backends:
         return self.all[self._choice(candidates, loads, key, key in self._asking)]
 
     def another_may_know(self, asked: Collection[int]) -> bool:
-        """Tell whether a stored response may be with a worker, ready or not, that was not asked."""
-        return any(b.index not in asked and b.state not in _FORGOTTEN for b in self.all)
+        """Tell whether a stored response may be with a worker, ready or not, that was not asked.
 
-    def any_ready(self) -> bool:
-        return any(backend.ready for backend in self.all)
+        A server elsewhere that cannot be reached may run all the same.
+        """
+        return any(b.index not in asked and (b.remote or b.state not in _FORGOTTEN) for b in self.all)
+
+    def barred(self, request: Request) -> frozenset[int]:
+        """Name whom this request must not go to.
+
+        What another stack sent stays with our own workers: two boxes that name each other would
+        hand a request back and forth.
+        """
+        return self._remotes if self.mixed and via.is_from_stack(request) else frozenset()
+
+    def any_ready(self, barred: frozenset[int] = frozenset()) -> bool:
+        return any(backend.ready for backend in self.all if backend.index not in barred)
 
     def lease(self, backend: Backend, destination: Destination = ANYWHERE) -> None:
         self._row.lease(backend.index)

@@ -34,7 +34,6 @@ class Door:
         self.settings = settings
         self.board = board
         self.row = row
-        self.internal_key = settings.internal_key.encode()
         self.backends = Backends(settings, board, row)
         self.log = logging.getLogger("gunicorn.error")
         self.closing = False
@@ -77,7 +76,7 @@ class Door:
         if route is None:
             route = head.route = route_of(head.method, head.path, self._opened)
         if route is Route.HEALTH:
-            return self._health()
+            return self._health(request)
         if route is Route.LIVENESS:
             return 200, b'{"status":"alive"}'
         check_key(head, self.settings.client_keys)
@@ -85,8 +84,12 @@ class Door:
             raise Refusal(404, "not_found", "There is no such route here")
         return None
 
-    def _health(self) -> tuple[int, bytes]:
-        """Ready means that at least one worker answers; the body tells no topology."""
-        if self.backends.any_ready():
+    def _health(self, request: Request) -> tuple[int, bytes]:
+        """Ready means that at least one worker answers; the body tells no topology.
+
+        Another stack hears of our own workers only: two that name each other would each be ready
+        because the other one is.
+        """
+        if self.backends.any_ready(self.backends.barred(request)):
             return 200, b'{"status":"ready"}'
         return 503, json.dumps({"status": "no worker is ready"}).encode()

@@ -21,6 +21,7 @@ from vllm_stack.proxy.failures import (
     Silent,
     StaleConnection,
     Stopping,
+    Unavailable,
     UpstreamFailure,
     may_retry,
     refusal_for,
@@ -41,17 +42,27 @@ HELD_ANSWER = 256 * 1024
 class Exchange:
     """One request of one client; `run` answers it in every case."""
 
-    __slots__ = ("_backends", "_destination", "_door", "_head", "_keep_alive", "_peer", "_request", "_tried")
+    __slots__ = (
+        "_backends",
+        "_destination",
+        "_door",
+        "_keep_alive",
+        "_peer",
+        "_request",
+        "_tried",
+        "_unsure",
+    )
 
     def __init__(self, door: Door, peer: Peer, request: Request) -> None:
         self._door = door
         self._backends = door.backends
         self._peer = peer
         self._request = request
-        self._head = upstream_head(request, door.internal_key, peer.ip)
         self._keep_alive = request.head.keep_alive and not door.closing
         self._destination = door.backends.destination(request)
-        self._tried: set[int] = set()
+        self._tried: set[int] = set(door.backends.barred(request)) if door.backends.mixed else set()
+        # A server elsewhere could not tell whether it knows the response that the request names.
+        self._unsure = False
 
     def run(self) -> bool:
         """Answer the request; True if the connection can carry another one.
@@ -96,6 +107,9 @@ class Exchange:
             except Broken:
                 backend.suspect("connection broke")
                 raise
+            except Unavailable:
+                backend.suspect("unavailable")
+                raise
             finally:
                 self._peer.upstream = None
                 backend.pool.put(upstream) if reusable else upstream.close()
@@ -105,10 +119,10 @@ class Exchange:
     def _pass_on(self, backend: Backend, upstream: Upstream) -> bool:
         """Send the request and pass the answer on; gives whether the connection can be kept."""
         try:
-            self._send(upstream)
+            self._send(backend, upstream)
             answer, rest = self._read_head(upstream)
-            if answer.head.status == 404 and self._destination.stored:
-                self._look_elsewhere(backend)
+            if answer.head.status in (404, 503):
+                self._look_elsewhere(backend, answer.head.status)
             start = answer.head_for(self._request, self._keep_alive)
             if answer.length is not None and answer.length <= HELD_ANSWER:
                 clean = self._pass_on_held(backend, upstream, answer, start, rest)
@@ -139,18 +153,24 @@ class Exchange:
         self._peer.send(start + body)
         return clean
 
-    def _look_elsewhere(self, backend: Backend) -> None:
-        """Raise `NotHere` while a worker that was not asked may know what this one does not."""
-        if self._backends.another_may_know({*self._tried, backend.index}):
-            raise NotHere("No worker that is ready knows this response; one that is not ready may")
+    def _look_elsewhere(self, backend: Backend, status: int) -> None:
+        """Raise `UpstreamFailure` when another worker may do better than this 404, or 503 of another box."""
+        unavailable = status == 503 and backend.remote
+        if self._destination.stored and (status == 404 or unavailable):
+            self._unsure = self._unsure or unavailable
+            if self._unsure or self._backends.another_may_know({*self._tried, backend.index}):
+                raise NotHere("No worker that is ready knows this response; one that is not ready may")
+        elif unavailable and self._request.head.route is Route.INFERENCE:
+            raise Unavailable(f"{backend.name} has no worker ready")
 
-    def _send(self, upstream: Upstream) -> None:
+    def _send(self, backend: Backend, upstream: Upstream) -> None:
+        head = upstream_head(self._request, backend, self._peer.ip)
         body = self._request.body()
         try:
             if len(body) < READ_SIZE:
-                upstream.send(self._head + body)
+                upstream.send(head + body)
             else:
-                upstream.send(self._head)
+                upstream.send(head)
                 upstream.send(body)
         except OSError as error:
             raise self._broken(upstream, f"The request could not be sent: {error}") from None

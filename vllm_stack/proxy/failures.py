@@ -25,6 +25,12 @@ class NotHere(UpstreamFailure):
     unsent = True
 
 
+class Unavailable(UpstreamFailure):
+    """A server elsewhere answered 503 to a request that may be sent again: it has no worker ready."""
+
+    unsent = True
+
+
 class StaleConnection(UpstreamFailure):
     """A connection kept from an earlier request ended before a byte of the answer."""
 
@@ -75,7 +81,7 @@ def may_retry(failure: UpstreamFailure, resent: bool, inference: bool) -> bool:
 
 def refusal_for(failure: UpstreamFailure | None, resent: bool) -> Refusal:
     """Give the answer the client gets for a failure; None means that no worker was ready."""
-    if failure is None or isinstance(failure, ConnectFailed | NotHere):
+    if failure is None or isinstance(failure, ConnectFailed | NotHere | Unavailable):
         message = "No worker is ready to answer; they may be loading the model"
         return Refusal(
             503,

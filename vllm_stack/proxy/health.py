@@ -1,7 +1,8 @@
 """Asking the workers how they are: often while they are out, now and then while they are in.
 
 The question goes over a connection that stays open: when a worker dies, the kernel closes it, and
-the proxy knows within milliseconds instead of at the next tick.
+the proxy knows within milliseconds instead of at the next tick. A server elsewhere is asked on a
+connection of its own each time: how long it keeps idle ones is not ours to set.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 
 import gevent
 
+from vllm_stack.proxy import via
 from vllm_stack.proxy.answer_head import read_answer
 from vllm_stack.proxy.backends import Backend
 from vllm_stack.proxy.failures import BadAnswer
@@ -25,7 +27,7 @@ NOTICE_INTERVAL = 0.2
 # answer is no illness. Only a refused or broken connection, or a 503, counts at once.
 LATE_ANSWERS = 3
 
-_QUESTION = b"GET /health HTTP/1.1\r\nhost: worker\r\n\r\n"
+_QUESTION = b"GET /health HTTP/1.1\r\nhost: %s\r\n%s\r\n"
 
 
 def watch(backend: Backend) -> None:
@@ -57,6 +59,8 @@ class _Line:
 
     def __init__(self, backend: Backend) -> None:
         self._look = backend.look
+        self._once = backend.remote
+        self._question = _QUESTION % (backend.host or b"worker", via.LINE if backend.remote else b"")
         self._pool = Pool(backend.address, max_idle=0.0)
         self._upstream: Upstream | None = None
 
@@ -94,7 +98,7 @@ class _Line:
         self._look.set()
 
     def _status(self, upstream: Upstream) -> int:
-        upstream.send(_QUESTION)
+        upstream.send(self._question)
         data = upstream.receive(2 * TIMEOUT)
         while (read := read_answer(data)) is None:
             data += _more(upstream)
@@ -102,7 +106,7 @@ class _Line:
         left = (answer.length or 0) - (len(data) - size)
         while left > 0:
             left -= len(_more(upstream))
-        if left != 0 or answer.length is None or not answer.head.keeps_alive:
+        if self._once or left != 0 or answer.length is None or not answer.head.keeps_alive:
             self._hang_up()
         return answer.head.status
 

@@ -28,7 +28,7 @@ def on_starting(arbiter: Any) -> None:
     """Read the settings once, and make the memory all processes will share."""
     global _shared
     settings = read_settings(Path(os.environ[SETTINGS_VARIABLE]))
-    _shared = settings, Scoreboard(settings.processes, len(settings.workers))
+    _shared = settings, Scoreboard(settings.processes, len(settings.servers))
 
 
 def pre_fork(arbiter: Any, worker: Any) -> None:

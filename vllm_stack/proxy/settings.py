@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_stack.address import Address, parse_address
+from vllm_stack.address import Address, TcpAddress, parse_address
 from vllm_stack.layout import stopping_notice
+from vllm_stack.upstreams import read_upstream_keys
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerAddress:
-    """One vLLM server to send to."""
+class Server:
+    """One server to send to: a worker of ours, or an upstream, which runs elsewhere.
+
+    `key` is what it asks for, `max_idle` how long (seconds) a connection to it is kept, `stopping`
+    where a worker leaves word that it stops.
+    """
 
     name: str
     address: Address
-    stopping: Path
+    key: str | None
+    max_idle: float
+    stopping: Path | None
+
+    @property
+    def remote(self) -> bool:
+        return self.stopping is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,37 +37,49 @@ class ProxySettings:
     """Sizes in bytes, times in seconds; `client_keys` are SHA-256 digests, none means any key."""
 
     admin_port: int
-    workers: tuple[WorkerAddress, ...]
+    servers: tuple[Server, ...]
     policy: str
     session_header: str
     processes: int
     client_keys: tuple[bytes, ...]
-    internal_key: str
     open_routes: tuple[str, ...]
     max_body: int
     response_timeout: float
-    pool_idle: float
     drain_timeout: float
 
 
 def read_settings(path: Path) -> ProxySettings:
     """Read what `render` wrote; raises `OSError`, `ValueError` or `KeyError` for anything else."""
     raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    state = Path(raw["state"])
     return ProxySettings(
         admin_port=raw["admin_port"],
-        workers=tuple(
-            WorkerAddress(w["name"], parse_address(w["address"]), stopping_notice(state, w["name"]))
-            for w in raw["workers"]
-        ),
+        servers=(*_workers(raw), *_upstreams(raw)),
         policy=raw["policy"],
         session_header=raw["session_header"],
         processes=raw["processes"],
         client_keys=tuple(bytes.fromhex(digest) for digest in raw["client_keys"]),
-        internal_key=Path(raw["internal_key"]).read_text("utf-8").strip(),
         open_routes=tuple(raw["open_routes"]),
         max_body=raw["max_body"],
         response_timeout=raw["response_timeout"],
-        pool_idle=raw["pool_idle"],
         drain_timeout=raw["drain_timeout"],
     )
+
+
+def _workers(raw: dict[str, Any]) -> Iterator[Server]:
+    key = Path(raw["internal_key"]).read_text("utf-8").strip()
+    state = Path(raw["state"])
+    for worker in raw["workers"]:
+        name = worker["name"]
+        yield Server(
+            name, parse_address(worker["address"]), key, raw["pool_idle"], stopping_notice(state, name)
+        )
+
+
+def _upstreams(raw: dict[str, Any]) -> Iterator[Server]:
+    """Keys are read from where the operator keeps them: a new one holds after a restart of the proxy."""
+    addresses = {u["name"]: parse_address(u["address"]) for u in raw["upstreams"]}
+    remotes = {name: address for name, address in addresses.items() if isinstance(address, TcpAddress)}
+    path = raw["upstream_keys"]
+    keys = read_upstream_keys(Path(path), tuple(remotes.values())) if path else {}
+    for name, address in remotes.items():
+        yield Server(name, address, keys.get(address), raw["upstream_idle"], None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vllm_stack.proxy.answer_head import HOP_BY_HOP
+from vllm_stack.proxy.backends import Backend
 from vllm_stack.proxy.request import Request, RequestHead
 
 # What the worker gets from us instead: its own key, our framing, our view of the connection.
@@ -22,16 +23,15 @@ _NOT_FORWARDED = HOP_BY_HOP | {
 _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
-def upstream_head(request: Request, key: bytes, client_ip: bytes) -> bytes:
-    """Give the head for a worker that asks for `key`."""
+def upstream_head(request: Request, backend: Backend, client_ip: bytes) -> bytes:
+    """Give the head that this worker gets."""
     head = request.head
     if head.forwarded is None:
         head.forwarded = _forwarded(head)
     parts = [
-        head.forwarded,
-        b"authorization: Bearer ",
-        key,
-        b"\r\nx-request-id: ",
+        head.forwarded if backend.host is None else _with_host(head.forwarded, backend.host),
+        backend.lines,
+        b"x-request-id: ",
         request.id,
         b"\r\nx-forwarded-for: ",
         client_ip,
@@ -42,6 +42,12 @@ def upstream_head(request: Request, key: bytes, client_ip: bytes) -> bytes:
     return b"".join(parts)
 
 
+def _with_host(forwarded: bytes, host: bytes) -> bytes:
+    """Put a Host of its own into the lines that a worker would get, where it is the second."""
+    start, _, rest = forwarded.split(b"\r\n", 2)
+    return b"".join((start, b"\r\nhost: ", host, b"\r\n", rest))
+
+
 def _forwarded(head: RequestHead) -> bytes:
     """Give the lines that are the same for every request with this head.
 
@@ -49,7 +55,6 @@ def _forwarded(head: RequestHead) -> bytes:
     """
     named = {word.strip().lower() for value in head.values(b"connection") for word in value.split(b",")}
     dropped = _NOT_FORWARDED | named
-    # The client's Host goes along: a worker builds redirects from it.
     host = head.values(b"host") or [b"worker"]
     lines = [b"%s %s HTTP/1.1" % (head.method, head.target), b"host: " + host[0]]
     lines += [

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -302,11 +302,12 @@ class ScriptedWorker:
     the connection goes on. `requests` are those others, `connections` all that are open.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, host: str = HOST) -> None:
         self.port = port
         self.play: Play = lambda sock, data: False
         self.requests: list[bytes] = []
-        self._listener = socket.create_server((HOST, port))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family)
         self._sockets: set[socket.socket] = set()
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -374,11 +375,11 @@ def close_hard(sock: socket.socket) -> None:
 class Stack:
     """A rendered directory, its workers and its proxy."""
 
-    def __init__(self, directory: Path, workers: int = 2, **options: Any) -> None:
+    def __init__(self, directory: Path, workers: int = 2, ports: Sequence[int] = (), **options: Any) -> None:
         model = directory / "model"
         model.mkdir(parents=True)
         (model / "config.json").write_text('{"num_attention_heads": 4}')
-        ports = free_ports(workers + 2)
+        ports = ports or free_ports(workers + 2)
         self.out = directory / "out"
         self.port, self.admin_port = ports[workers:]
         self.ledger = ProcessLedger(directory)
@@ -418,7 +419,7 @@ class Stack:
                 worker.start(**env)
         self.wait_ready()
         # The looks above may all have been answered by one process; each logs what it sees.
-        sights = self.process_count * len(self.workers)
+        sights = self.process_count * len(self.admin()["workers"])
         until(lambda: self.log.read_text().count("-> ready") >= sights, 20, f"{sights} sights of a worker")
         return self
 

@@ -28,7 +28,7 @@ HEAD = (
 @pytest.fixture
 def door(tmp_path: Path) -> Door:
     settings = read_settings(Stack(tmp_path).out / "proxy.json")
-    board = Scoreboard(1, len(settings.workers))
+    board = Scoreboard(1, len(settings.servers))
     return Door(settings, board, board.row(board.take_row()))
 
 

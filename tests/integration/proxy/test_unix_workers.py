@@ -14,7 +14,7 @@ from tests.support.polling import until
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("unix"), worker_transport="unix") as stack:
+    with Stack(tmp_path_factory.mktemp("unix"), worker_transport="unix", policy="least-loaded") as stack:
         yield stack.start()
 
 
