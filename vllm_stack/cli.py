@@ -145,6 +145,19 @@ _out_option = _option(
     help="Admin door, loopback only.",
 )
 @_option(
+    "--tls-cert",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Certificate of the public door with its chain (PEM): with --tls-key the door speaks HTTPS.",
+)
+@_option(
+    "--tls-key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Its private key, without a passphrase and readable by its owner alone. Both files stay where they "
+    "are: after a renewal, `supervisorctl signal HUP proxy` takes the new ones, and open answers end first.",
+)
+@_option(
     "--api-key",
     "api_keys",
     multiple=True,
@@ -249,6 +262,8 @@ _out_option = _option(
 def render(
     api_keys: tuple[str, ...],
     api_key_file: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
     upstreams: tuple[str, ...],
     upstream_key_file: Path | None,
     gpus: str | None,
@@ -275,7 +290,13 @@ def render(
     if upstream_key_file is not None:
         upstream_key_file = upstream_key_file.expanduser().absolute()
         read_upstream_keys(upstream_key_file, addresses)
+    if tls_cert is not None or tls_key is not None:
+        from vllm_stack.tls_files import check_tls_files
+
+        tls_cert, tls_key = check_tls_files(tls_cert, tls_key)
     options = Options(
+        tls_cert=tls_cert,
+        tls_key=tls_key,
         upstreams=addresses,
         upstream_key_file=upstream_key_file,
         api_keys=check_keys((*api_keys, *(read_key_file(api_key_file) if api_key_file else ()))),

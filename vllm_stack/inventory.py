@@ -26,6 +26,7 @@ class Inventory:
     memory_total: int
     python: Path
     root: bool
+    tls_warning: str | None = None
 
 
 def take_inventory(options: Options) -> Inventory:
@@ -42,7 +43,16 @@ def take_inventory(options: Options) -> Inventory:
         memory_total=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         python=Path(sys.executable),
         root=os.geteuid() == 0,
+        tls_warning=_tls_warning(options),
     )
+
+
+def _tls_warning(options: Options) -> str | None:
+    if options.tls_cert is None or options.tls_key is None:
+        return None
+    from vllm_stack.tls_files import TlsFiles, expiry_warning  # loads OpenSSL, which few stacks need
+
+    return expiry_warning(TlsFiles(options.tls_cert, options.tls_key))
 
 
 def _find_vllm(command: str) -> VllmCommand | VllmCommandError:

@@ -31,6 +31,8 @@ class Options:
     host: str | None = None
     port: int = 8000
     admin_port: int = 9000
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
     api_keys: tuple[str, ...] = ()
     upstreams: tuple[TcpAddress, ...] = ()
     upstream_key_file: Path | None = None
@@ -55,6 +57,11 @@ class Options:
         if self.worker_transport == "unix":
             return ()
         return tuple(range(self.base_port, self.base_port + self.workers))
+
+    @property
+    def scheme(self) -> str:
+        """What the public door speaks."""
+        return "http" if self.tls_cert is None else "https"
 
     @property
     def door_host(self) -> str:

@@ -305,6 +305,8 @@ def _notes(options: Options, inventory: Inventory, vllm: VllmCommand, device: st
     open_ways = ", ".join(f"http://{address}" for address in options.upstreams if not address.is_loopback)
     if open_ways:
         notes.append(f"Keys and prompts go to {open_ways} in plain HTTP: whoever is on the way can read them")
+    if inventory.tls_warning is not None:
+        notes.append(inventory.tls_warning)
     if vllm.argv and vllm.version is None:
         notes.append(f"The version of {vllm.argv[0]} could not be read")
     return notes

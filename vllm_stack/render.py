@@ -15,6 +15,7 @@ from vllm_stack.files import File
 from vllm_stack.in_force import VARIABLE, fingerprint
 from vllm_stack.keys import hash_key
 from vllm_stack.layout import is_plain
+from vllm_stack.options import Options
 from vllm_stack.plan import Plan, WorkerPlan
 
 _WHY = {
@@ -86,6 +87,7 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "port": options.port,
         "admin_port": options.admin_port,
         "workers": [{"name": worker.name, "address": str(worker.address)} for worker in plan.workers],
+        "tls": _tls(options),
         "upstreams": _upstreams(plan),
         "upstream_keys": str(options.upstream_key_file) if options.upstream_key_file else None,
         "policy": options.policy,
@@ -102,6 +104,10 @@ def _proxy(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _tls(options: Options) -> dict[str, str] | None:
+    return {"certificate": str(options.tls_cert), "key": str(options.tls_key)} if options.tls_cert else None
+
+
 def _stack(plan: Plan) -> dict[str, Any]:
     """What operator verbs need to know of a stack that was rendered; no secret is in it."""
     options = plan.options
@@ -112,7 +118,12 @@ def _stack(plan: Plan) -> dict[str, Any]:
         "revision": options.revision,
         "device": plan.device,
         "vllm_version": plan.vllm_version,
-        "door": {"host": plan.host, "port": options.port, "key_required": not plan.open_to_all},
+        "door": {
+            "scheme": options.scheme,
+            "host": plan.host,
+            "port": options.port,
+            "key_required": not plan.open_to_all,
+        },
         "admin_port": options.admin_port,
         "stop_seconds": plan.timings.proxy_stop_wait + plan.timings.worker_stop_wait,
         "workers": [

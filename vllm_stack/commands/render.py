@@ -78,7 +78,7 @@ def summary(plan: Plan, written: bool) -> list[str]:
         place = f"GPU {','.join(worker.gpus)}" if worker.gpus else f"CPU {','.join(map(str, worker.cores))}"
         lines.append(f"  {worker.name}  {worker.address}  {place}")
     lines += [f"  upstream-{index}  http://{address}" for index, address in enumerate(options.upstreams)]
-    lines.append(f"  proxy     http://{plan.door_address}/v1  {options.policy}")
+    lines.append(f"  proxy     {options.scheme}://{plan.door_address}/v1  {options.policy}")
     lines += [f"Note: {note}." for note in plan.notes]
     if written:
         conf = _shown(layout.supervisord_conf)

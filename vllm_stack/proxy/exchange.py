@@ -164,7 +164,7 @@ class Exchange:
             raise Unavailable(f"{backend.name} has no worker ready")
 
     def _send(self, backend: Backend, upstream: Upstream) -> None:
-        head = upstream_head(self._request, backend, self._peer.ip)
+        head = upstream_head(self._request, backend, self._peer)
         body = self._request.body()
         try:
             if len(body) < READ_SIZE:

@@ -17,6 +17,8 @@ from gunicorn.workers.ggevent import GeventWorker
 from vllm_stack.proxy import admin, hooks
 from vllm_stack.proxy.client import Client
 from vllm_stack.proxy.door import Door
+from vllm_stack.proxy.tls import accept_tls
+from vllm_stack.tls_files import server_context
 
 
 class ProxyWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -32,6 +34,8 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def run(self) -> None:
         """Open the door, and serve."""
         settings, board = hooks.shared()
+        # At every start of a process, so that a renewed certificate needs no render.
+        self._tls = server_context(settings.tls) if settings.tls else None
         self.door = Door(settings, board, board.row(self.scoreboard_row))
         admin.attach(self.door)
         self.door.open()
@@ -43,6 +47,9 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
             super().handle(listener, client, addr)
             return
         client.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
+        # gunicorn would wrap the admin door, too, and shake hands before our deadlines hold.
+        if self._tls is not None and (client := accept_tls(client, self._tls)) is None:
+            return
         Client(self.door, client, addr[0]).serve()
 
     def handle_exit(self, sig: int, frame: Any) -> None:

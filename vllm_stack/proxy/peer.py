@@ -11,6 +11,7 @@ from vllm_stack.proxy.channel import Channel
 from vllm_stack.proxy.failures import ClientGone
 from vllm_stack.proxy.refusal import Refusal, answer
 from vllm_stack.proxy.request import Request
+from vllm_stack.proxy.tls import TlsSocket
 from vllm_stack.proxy.upstream import Upstream
 
 # A client that sends more than this while it waits for an answer is no longer watched.
@@ -28,7 +29,7 @@ class Peer(Channel):
     counts as gone: the two cannot be told apart.
     """
 
-    __slots__ = ("_early", "gone", "idle", "ip", "upstream")
+    __slots__ = ("_early", "gone", "idle", "ip", "secure", "upstream")
 
     def __init__(self, sock: Any, ip: str) -> None:
         super().__init__(sock, between=self._take_early)
@@ -37,7 +38,9 @@ class Peer(Channel):
         # Between requests: such a connection may be ended without a word (RFC 9112 section 9.6).
         self.idle = False
         self.upstream: Upstream | None = None
-        self._early = b""
+        self.secure = isinstance(sock, TlsSocket)
+        # A first request may have come with the end of the handshake: nothing else will tell of it.
+        self._early: bytes = sock.early if self.secure else b""
 
     def receive(self, timeout: float) -> bytes:
         """Give the client's next bytes, empty at its end; raises `TimeoutError`."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm_stack.address import Address, TcpAddress, parse_address
 from vllm_stack.layout import stopping_notice
+from vllm_stack.tls_files import TlsFiles
 from vllm_stack.upstreams import read_upstream_keys
 
 
@@ -37,6 +38,7 @@ class ProxySettings:
     """Sizes in bytes, times in seconds; `client_keys` are SHA-256 digests, none means any key."""
 
     admin_port: int
+    tls: TlsFiles | None
     servers: tuple[Server, ...]
     policy: str
     session_header: str
@@ -53,6 +55,7 @@ def read_settings(path: Path) -> ProxySettings:
     raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return ProxySettings(
         admin_port=raw["admin_port"],
+        tls=TlsFiles(Path(tls["certificate"]), Path(tls["key"])) if (tls := raw["tls"]) else None,
         servers=(*_workers(raw), *_upstreams(raw)),
         policy=raw["policy"],
         session_header=raw["session_header"],

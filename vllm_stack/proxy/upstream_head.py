@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vllm_stack.proxy.answer_head import HOP_BY_HOP
 from vllm_stack.proxy.backends import Backend
+from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.request import Request, RequestHead
 
 # What the worker gets from us instead: its own key, our framing, our view of the connection.
@@ -23,7 +24,7 @@ _NOT_FORWARDED = HOP_BY_HOP | {
 _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
-def upstream_head(request: Request, backend: Backend, client_ip: bytes) -> bytes:
+def upstream_head(request: Request, backend: Backend, peer: Peer) -> bytes:
     """Give the head that this worker gets."""
     head = request.head
     if head.forwarded is None:
@@ -34,8 +35,10 @@ def upstream_head(request: Request, backend: Backend, client_ip: bytes) -> bytes
         b"x-request-id: ",
         request.id,
         b"\r\nx-forwarded-for: ",
-        client_ip,
+        peer.ip,
     ]
+    if peer.secure:
+        parts.append(b"\r\nx-forwarded-proto: https")
     if request.body_size or head.method in _WITH_BODY:
         parts.append(b"\r\ncontent-length: %d" % request.body_size)
     parts.append(b"\r\n\r\n")

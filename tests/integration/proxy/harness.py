@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -66,7 +67,13 @@ class Answer:
 class Wire:
     """A client that writes bytes and reads answers."""
 
-    def __init__(self, port: int, timeout: float = 10, receive_buffer: int | None = None) -> None:
+    def __init__(
+        self,
+        port: int,
+        timeout: float = 10,
+        receive_buffer: int | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.sock = socket.socket()
         if receive_buffer is not None:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
@@ -74,6 +81,8 @@ class Wire:
         self._data = b""
         try:
             self.sock.connect((HOST, port))
+            if tls is not None:
+                self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")
         except OSError:
             self.sock.close()
             raise
@@ -205,9 +214,9 @@ def chat(stream: bool = False, words: str = "say this", **fake: Any) -> dict[str
     return {"model": "m", "messages": messages, "stream": stream, "fake": fake}
 
 
-def ask(port: int, data: bytes, head_only: bool = False) -> Answer:
+def ask(port: int, data: bytes, head_only: bool = False, tls: ssl.SSLContext | None = None) -> Answer:
     """One request, one answer, on a connection of its own."""
-    with Wire(port) as wire:
+    with Wire(port, tls=tls) as wire:
         return wire.send(data).answer(head_only)
 
 
@@ -404,6 +413,8 @@ class Stack:
                 worker.socket = Layout.at(self.out).worker_socket(f"worker-{worker.index}")
         self.log = self.out / "logs/proxy.log"
         self.proxy: subprocess.Popen[bytes]
+        # How its clients speak to it, where they do so in TLS.
+        self.tls: ssl.SSLContext | None = None
 
     def start_proxy(self) -> None:
         argv = [sys.executable, "-P", "-m", "vllm_stack.proxy"]
@@ -471,10 +482,10 @@ class Stack:
             connection.close()
 
     def ask(self, data: bytes, head_only: bool = False) -> Answer:
-        return ask(self.port, data, head_only)
+        return ask(self.port, data, head_only, self.tls)
 
     def wire(self, **options: Any) -> Wire:
-        return Wire(self.port, **options)
+        return Wire(self.port, **{"tls": self.tls, **options})
 
     def check_log(self) -> None:
         """Our own bugs are logged; a client must not be able to cause one."""
