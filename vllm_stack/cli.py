@@ -224,6 +224,14 @@ _out_option = _option(
     help="Open one of vLLM's control routes, e.g. /metrics; may be repeated.",
 )
 @_option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let web pages of this origin use the door from a browser, e.g. https://app.example.com, or * for "
+    "all pages; may be repeated. The page must still know a key.",
+)
+@_option(
     "--max-body",
     type=click.IntRange(min=1),
     default=64,
@@ -267,6 +275,7 @@ def render(
     upstreams: tuple[str, ...],
     upstream_key_file: Path | None,
     gpus: str | None,
+    cors_origins: tuple[str, ...],
     max_body: int,
     dry_run: bool,
     as_json: bool,
@@ -282,6 +291,7 @@ def render(
     from vllm_stack.commands.render import plan_json, render_stack, summary
     from vllm_stack.gpus import parse_gpu_list
     from vllm_stack.keys import check_keys, read_key_file
+    from vllm_stack.origins import parse_origins
     from vllm_stack.upstreams import parse_upstreams, read_upstream_keys
 
     if gpus is not None and settings["device"] == "cpu":
@@ -298,6 +308,7 @@ def render(
         tls_cert=tls_cert,
         tls_key=tls_key,
         upstreams=addresses,
+        cors_origins=parse_origins(cors_origins),
         upstream_key_file=upstream_key_file,
         api_keys=check_keys((*api_keys, *(read_key_file(api_key_file) if api_key_file else ()))),
         gpus=None if gpus is None else parse_gpu_list(gpus),

@@ -40,6 +40,7 @@ class Options:
     session_header: str = "x-session-id"
     proxy_processes: int = 1
     open_routes: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     max_body: int = 64 * MIB
     response_timeout: float = 900.0
     restart_delay: float = 30.0

@@ -96,6 +96,7 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "client_keys": sorted(hash_key(key.encode()).hex() for key in options.api_keys),
         "internal_key": str(layout.internal_key),
         "open_routes": list(options.open_routes),
+        "cors_origins": list(options.cors_origins),
         "max_body": options.max_body,
         "response_timeout": options.response_timeout,
         "pool_idle": plan.timings.pool_idle,

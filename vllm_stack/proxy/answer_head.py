@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import httptools
 
+from vllm_stack.proxy import cors
 from vllm_stack.proxy.failures import BadAnswer
 from vllm_stack.proxy.framing import Chunked, Dechunked, Framing, Length, UntilClose
 from vllm_stack.proxy.known_heads import KnownHeads, cut
@@ -73,7 +76,7 @@ class AnswerHead:
         self.keeps_alive = self.http_1_1 and b"close" not in self._named_by_connection
         self.is_events = self._content_type() == b"text/event-stream"
         # The lines a client gets as they are, and those that follow from them.
-        self.kept = self._kept()
+        self.kept = self.lines_of(self.headers)
 
     # Called by llhttp.
 
@@ -108,10 +111,11 @@ class AnswerHead:
                 return value.partition(b";")[0].strip().lower()
         return b""
 
-    def _kept(self) -> bytes:
+    def lines_of(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """Give the status line and what a client gets of these headers."""
         dropped = HOP_BY_HOP | self._named_by_connection | {b"content-length", b"x-request-id"}
         lines = [b"HTTP/1.1 %d %s" % (self.status, self.reason)]
-        lines += [b"%s: %s" % pair for pair in self.headers if pair[0].lower() not in dropped]
+        lines += [b"%s: %s" % pair for pair in headers if pair[0].lower() not in dropped]
         if self.is_events:
             lines.append(b"x-accel-buffering: no")  # an nginx in front of us must not collect events
         return b"\r\n".join(lines) + b"\r\n"
@@ -141,14 +145,16 @@ class Answer:
 
     def head_for(self, request: Request, keep_alive: bool) -> bytes:
         """Give the head as the client gets it."""
-        framing = b""
+        kept, framing = self.head.kept, b""
+        if request.cors is not None:
+            kept = self.head.lines_of(cors.replace(self.head.headers, request.cors))
         if self.length is not None:
             if self.head.status != 204:
                 framing = b"content-length: %d\r\n" % self.length
         elif request.head.http_1_1 and not self.has_no_body(request.head.method):
             framing = b"transfer-encoding: chunked\r\n"
         end = b"\r\n\r\n" if keep_alive else b"\r\nconnection: close\r\n\r\n"
-        return b"".join((self.head.kept, framing, b"x-request-id: ", request.id, end))
+        return b"".join((kept, framing, b"x-request-id: ", request.id, end))
 
 
 def read_answer(data: bytes) -> tuple[Answer, int] | None:

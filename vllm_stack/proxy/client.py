@@ -84,7 +84,9 @@ class Client:
 
     def _answer_locally(self, status: int, body: bytes, request: Request) -> bool:
         keep_alive = request.head.keep_alive and not self._door.closing
-        headers = (("retry-after", "5"),) if status == 503 else ()
+        headers = request.cors or ()
+        if status == 503:
+            headers += (("retry-after", "5"),)
         head_only = request.method == b"HEAD"
         self._peer.send(answer(status, body, headers=headers, keep_alive=keep_alive, head_only=head_only))
         return keep_alive

@@ -11,6 +11,7 @@ import gevent
 from vllm_stack.proxy import health
 from vllm_stack.proxy.auth import check_key
 from vllm_stack.proxy.backends import Backends
+from vllm_stack.proxy.cors import Cors
 from vllm_stack.proxy.known_heads import KnownHeads
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.refusal import Refusal
@@ -41,6 +42,7 @@ class Door:
         self.peers: set[Peer] = set()
         self.known_heads: KnownHeads[RequestHead] = KnownHeads(_KNOWN_HEADS)
         self._opened = frozenset(route.encode() for route in settings.open_routes)
+        self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._watches: Iterable[gevent.Greenlet[..., None]] = ()
 
     def open(self) -> None:
@@ -71,6 +73,8 @@ class Door:
 
         Raises `Refusal` for a missing or wrong key and for a closed route.
         """
+        if self._cors is not None and self._cors.admit(request):
+            return 204, b""
         head = request.head
         route = head.route
         if route is None:

@@ -74,11 +74,12 @@ class Peer(Channel):
         go_on = keep_alive and not refusal.close and request is not None and request.complete
         head_only = request is not None and request.method == b"HEAD"
         identity = (("x-request-id", request.id.decode()),) if request is not None else ()
+        origins = (request.cors or ()) if request is not None else ()
         self.send(
             answer(
                 refusal.status,
                 refusal.body(),
-                headers=refusal.headers + identity,
+                headers=refusal.headers + identity + origins,
                 keep_alive=go_on,
                 head_only=head_only,
             )

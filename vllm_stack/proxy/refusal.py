@@ -48,8 +48,8 @@ def answer(
     """Give one whole answer of our own, ready to send."""
     lines = [
         f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}",
-        f"content-type: {content_type}",
-        f"content-length: {len(body)}",
+        # RFC 9110 section 8.6: a 204 has no length, not even 0.
+        *((f"content-type: {content_type}", f"content-length: {len(body)}") if status != 204 else ()),
         *(f"{name}: {value}" for name, value in headers),
     ]
     if not keep_alive:

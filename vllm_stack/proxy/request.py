@@ -89,13 +89,15 @@ class RequestHead:
 class Request:
     """One request, growing as it arrives: the head first, then `complete` with its body."""
 
-    __slots__ = ("body_size", "chunks", "complete", "head", "id")
+    __slots__ = ("body_size", "chunks", "complete", "cors", "head", "id")
 
     def __init__(self, head: RequestHead) -> None:
         self.head = head
         self.chunks: list[bytes] = []
         self.body_size = 0
         self.complete = False
+        # What `cors` has the answer say of origins; None where it has no say.
+        self.cors: tuple[tuple[str, str], ...] | None = None
         # As the client named it in `x-request-id`, if that is a plain word, else anew.
         self.id = head.given_id or new_id()
 

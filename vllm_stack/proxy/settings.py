@@ -45,6 +45,7 @@ class ProxySettings:
     processes: int
     client_keys: tuple[bytes, ...]
     open_routes: tuple[str, ...]
+    cors_origins: tuple[str, ...]
     max_body: int
     response_timeout: float
     drain_timeout: float
@@ -62,6 +63,7 @@ def read_settings(path: Path) -> ProxySettings:
         processes=raw["processes"],
         client_keys=tuple(bytes.fromhex(digest) for digest in raw["client_keys"]),
         open_routes=tuple(raw["open_routes"]),
+        cors_origins=tuple(raw["cors_origins"]),
         max_body=raw["max_body"],
         response_timeout=raw["response_timeout"],
         drain_timeout=raw["drain_timeout"],
