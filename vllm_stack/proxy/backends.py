@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection
 
 from gevent.event import Event
 
+from vllm_stack.address import Address
 from vllm_stack.proxy import via
 from vllm_stack.proxy.destination import ANYWHERE, Destination, make_reader
 from vllm_stack.proxy.policy import Choice, make_choice
@@ -18,6 +20,11 @@ from vllm_stack.proxy.upstream import Pool
 # States in which nothing is left of what a worker kept in memory: its server has ended.
 _FORGOTTEN = frozenset({"not listening", "stopped"})
 _log = logging.getLogger("gunicorn.error")
+
+
+def _host_header(address: Address) -> bytes:
+    """Give a server's name for itself; the zone of a link-local address means something here only."""
+    return re.sub(r"%[^\]]*", "", str(address)).encode()
 
 
 def _own_lines(server: Server) -> bytes:
@@ -35,7 +42,7 @@ class Backend:
         self.remote = server.remote
         # What a request gets that goes here. A server elsewhere may choose by the Host; for a worker
         # the client's goes along, because it builds redirects from it.
-        self.host = str(server.address).encode() if server.remote else None
+        self.host = _host_header(server.address) if server.remote else None
         self.lines = _own_lines(server)
         self.pool = Pool(self.address, server.max_idle)
         self.ready = False

@@ -18,7 +18,6 @@ from vllm_stack.proxy import admin, hooks
 from vllm_stack.proxy.client import Client
 from vllm_stack.proxy.door import Door
 from vllm_stack.proxy.tls import accept_tls
-from vllm_stack.tls_files import server_context
 
 
 class ProxyWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -34,8 +33,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def run(self) -> None:
         """Open the door, and serve."""
         settings, board = hooks.shared()
-        # At every start of a process, so that a renewed certificate needs no render.
-        self._tls = server_context(settings.tls) if settings.tls else None
+        self._tls = hooks.tls_context()
         self.door = Door(settings, board, board.row(self.scoreboard_row))
         admin.attach(self.door)
         self.door.open()

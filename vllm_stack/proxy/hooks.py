@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import signal
+import ssl
 from pathlib import Path
 from typing import Any
 
+from vllm_stack.errors import StackError
 from vllm_stack.program import die_with_parent, parent_is_gone
 from vllm_stack.proxy.scoreboard import Scoreboard
 from vllm_stack.proxy.settings import ProxySettings, read_settings
+from vllm_stack.tls_files import server_context
 
 SETTINGS_VARIABLE = "VLLM_STACK_PROXY_JSON"
 
 _shared: tuple[ProxySettings, Scoreboard] | None = None
+_tls: ssl.SSLContext | None = None
 _arbiter: Any = None
 
 
@@ -24,11 +29,32 @@ def shared() -> tuple[ProxySettings, Scoreboard]:
     return _shared
 
 
+def tls_context() -> ssl.SSLContext | None:
+    """Give the certificate of the public door, None where it speaks plain HTTP.
+
+    It is the master's, so a client can resume its session with any of the processes.
+    """
+    return _tls
+
+
 def on_starting(arbiter: Any) -> None:
     """Read the settings once, and make the memory all processes will share."""
-    global _shared
+    global _shared, _tls
     settings = read_settings(Path(os.environ[SETTINGS_VARIABLE]))
+    _tls = server_context(settings.tls) if settings.tls else None
     _shared = settings, Scoreboard(settings.processes, len(settings.servers))
+
+
+def on_reload(arbiter: Any) -> None:
+    """Take a renewed certificate for the processes about to start; one that is no good changes nothing."""
+    global _tls
+    files = shared()[0].tls
+    if files is None:
+        return
+    try:
+        _tls = server_context(files)
+    except StackError as error:
+        logging.getLogger("gunicorn.error").error("The certificate of before stays in use: %s", error)
 
 
 def pre_fork(arbiter: Any, worker: Any) -> None:

@@ -275,7 +275,7 @@ def test_a_stop_hangs_up_on_idle_clients_and_lets_streams_end(tmp_path: Path, fi
         assert stack.proxy.wait(5) == 0
 
 
-def test_a_hup_takes_a_renewed_certificate_and_cuts_no_answer(tmp_path: Path) -> None:
+def test_a_hup_takes_a_renewed_certificate_cuts_no_answer_and_survives_a_bad_one(tmp_path: Path) -> None:
     old = make_certificate(tmp_path)
     with Stack(tmp_path / "stack", **old.options) as stack:
         stack.tls = old.client
@@ -288,5 +288,8 @@ def test_a_hup_takes_a_renewed_certificate_and_cuts_no_answer(tmp_path: Path) ->
             stack.tls = new.client
             until(lambda: stack.wire().__exit__() is None, 5, "the new one is shown")
             assert None not in list(busy.chunks())
+        new.certificate.write_text("half a certi")
+        stack.proxy.send_signal(signal.SIGHUP)
+        until(lambda: "The certificate of before stays" in stack.log.read_text(), 5, "it was refused")
         stack.wait_ready()
         assert stack.ask(request(body=chat(tokens=1))).status == 200
