@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -498,5 +499,8 @@ class Stack:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.ledger.__exit__(kind, error, trace)
+        place = Layout.at(self.out).socket.parent
+        if place.parent == Path("/tmp"):  # noqa: S108 - where sockets lie whose path would be too long
+            shutil.rmtree(place, ignore_errors=True)
         if error is None:
             self.check_log()
