@@ -15,7 +15,7 @@ class Ours(Proxy):
 
     def __init__(self, processes: int = 1) -> None:
         self.name = "ours" if processes == 1 else f"ours-x{processes}"
-        self.settings = f"rendered by vllm-stack, {processes} process(es), a client key, least-loaded"
+        self.settings = f"rendered by vllm-stack, {processes} process(es), a client key, the default policy"
         self._processes = processes
 
     def missing(self) -> str | None:

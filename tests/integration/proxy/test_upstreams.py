@@ -209,7 +209,7 @@ STORED = [
 ]
 
 
-@pytest.mark.parametrize("data", STORED)
+@pytest.mark.parametrize("data", STORED, ids=["by its path", "in a body"])
 def test_an_upstream_that_cannot_tell_hides_no_stored_response(
     new_stack: NewStack, elsewhere: ScriptedWorker, data: bytes
 ) -> None:
