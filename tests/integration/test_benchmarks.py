@@ -25,6 +25,8 @@ def test_streams_and_memory_are_measured_and_nothing_is_left(
 ) -> None:
     """Every answer through the rendered proxy is right, and costs something."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    # Stacks that other tests share may be running.
+    others = psutil.Process().children(recursive=True)
     extent = Extent(rounds=1, stream_seconds=0.5, streams=(8,), idle_connections=50, held_streams=20)
     record = Run([KNOWN["ours"]], ["streams", "memory"], extent).execute()
     assert record.faults == []
@@ -34,7 +36,7 @@ def test_streams_and_memory_are_measured_and_nothing_is_left(
     assert record.series("streams-8", "direct", "per_second")
     assert record.series("memory", "ours", "idle_kb")
     assert record.series("memory", "ours", "stream_kb")
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= set(others)
     assert list(tmp_path.iterdir()) == []
 
 
