@@ -7,7 +7,8 @@ import pytest
 from vllm_stack.proxy.answer_head import Answer, read_answer
 from vllm_stack.proxy.failures import BadAnswer
 from vllm_stack.proxy.framing import Chunked, Dechunked, Framing, Length, UntilClose
-from vllm_stack.proxy.request import Request, RequestHead
+from vllm_stack.proxy.request import Request
+from vllm_stack.proxy.request_head import RequestHead
 
 
 def read(data: bytes) -> Answer:

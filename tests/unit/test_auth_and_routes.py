@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vllm_stack.keys import hash_key
 from vllm_stack.proxy.auth import check_key
 from vllm_stack.proxy.refusal import Refusal
-from vllm_stack.proxy.request import RequestHead, check_path
+from vllm_stack.proxy.request_head import RequestHead, check_path
 from vllm_stack.proxy.routes import CLOSED, INFERENCE, Route, is_closed, route_of
 
 ACCEPTED = (hash_key(b"first"), hash_key(b"second"))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from vllm_stack.proxy.known_heads import KnownHeads
 from vllm_stack.proxy.refusal import Refusal
-from vllm_stack.proxy.request import MAX_HEAD, Request, RequestHead, RequestParser, check_path
+from vllm_stack.proxy.request import MAX_HEAD, Request, RequestParser
+from vllm_stack.proxy.request_head import RequestHead, check_path
 
 LIMIT = 1000
 HOST = b"Host: x\r\n"

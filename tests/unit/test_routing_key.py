@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_stack.proxy.destination import ANYWHERE, Destination, make_reader
-from vllm_stack.proxy.request import Request, RequestHead
+from vllm_stack.proxy.request import Request
+from vllm_stack.proxy.request_head import RequestHead
 from vllm_stack.proxy.routing_key import MAX_BODY, WITH_PREFIX
 
 CHAT = b"/v1/chat/completions"

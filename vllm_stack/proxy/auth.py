@@ -6,7 +6,7 @@ import hmac
 
 from vllm_stack.keys import hash_key
 from vllm_stack.proxy.refusal import Refusal
-from vllm_stack.proxy.request import RequestHead
+from vllm_stack.proxy.request_head import RequestHead
 
 
 def check_key(head: RequestHead, accepted: tuple[bytes, ...]) -> None:

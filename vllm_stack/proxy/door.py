@@ -15,7 +15,8 @@ from vllm_stack.proxy.cors import Cors
 from vllm_stack.proxy.known_heads import KnownHeads
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.refusal import Refusal
-from vllm_stack.proxy.request import Request, RequestHead
+from vllm_stack.proxy.request import Request
+from vllm_stack.proxy.request_head import RequestHead
 from vllm_stack.proxy.routes import Route, route_of
 from vllm_stack.proxy.scoreboard import Row, Scoreboard
 from vllm_stack.proxy.settings import ProxySettings

@@ -5,7 +5,8 @@ from __future__ import annotations
 from vllm_stack.proxy.answer_head import HOP_BY_HOP
 from vllm_stack.proxy.backends import Backend
 from vllm_stack.proxy.peer import Peer
-from vllm_stack.proxy.request import Request, RequestHead
+from vllm_stack.proxy.request import Request
+from vllm_stack.proxy.request_head import RequestHead
 
 # What the worker gets from us instead: its own key, our framing, our view of the connection.
 _NOT_FORWARDED = HOP_BY_HOP | {
