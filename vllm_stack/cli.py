@@ -240,6 +240,22 @@ _out_option = _option(
     help="Largest request.",
 )
 @_option(
+    "--max-inflight-per-worker",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Send a worker no more requests at a time; further ones wait in line.  [default: no limit, vLLM "
+    "has a line of its own]",
+)
+@_option(
+    "--queue-timeout",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a request waits for a worker that is starting, or at its limit, before it is refused with "
+    "503 or 429.",
+)
+@_option(
     "--response-timeout",
     type=click.FloatRange(min=1),
     default=900.0,

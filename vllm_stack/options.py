@@ -42,6 +42,8 @@ class Options:
     open_routes: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     max_body: int = 64 * MIB
+    max_inflight_per_worker: int | None = None
+    queue_timeout: float = 10.0
     response_timeout: float = 900.0
     restart_delay: float = 30.0
     drain_timeout: float = 15.0

@@ -98,6 +98,8 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "open_routes": list(options.open_routes),
         "cors_origins": list(options.cors_origins),
         "max_body": options.max_body,
+        "max_inflight_per_worker": options.max_inflight_per_worker,
+        "queue_timeout": options.queue_timeout,
         "response_timeout": options.response_timeout,
         "pool_idle": plan.timings.pool_idle,
         "upstream_idle": plan.timings.upstream_idle,

@@ -41,8 +41,8 @@ def test_what_was_sent_is_sent_once_more_at_most(
 @pytest.mark.parametrize(
     ("failure", "status", "code"),
     [
-        (None, 503, "no_healthy_worker"),
-        (ConnectFailed("x"), 503, "no_healthy_worker"),
+        (None, 503, "no_ready_worker"),
+        (ConnectFailed("x"), 503, "no_ready_worker"),
         (Silent("x"), 504, "upstream_timeout"),
         (Broken("x"), 502, "upstream_error"),
         (StaleConnection("x"), 502, "upstream_error"),

@@ -19,7 +19,7 @@ def attach(door: Door) -> None:
 
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Answer `GET /workers`: every worker's name, address, state and requests in flight, and the totals."""
+    """Answer `GET /workers`: what is known of every worker, how many requests wait, and the totals."""
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
         return _answer(start_response, "405 Method Not Allowed", {"error": "read-only"})
     if environ["PATH_INFO"] != "/workers" or _door is None:
@@ -35,7 +35,8 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
         }
         for backend in _door.backends.all
     ]
-    return _answer(start_response, "200 OK", {"workers": workers, "totals": _door.board.totals()})
+    state = {"workers": workers, "waiting": _door.board.turns.waiting(), "totals": _door.board.totals()}
+    return _answer(start_response, "200 OK", state)
 
 
 def _answer(start_response: Callable[..., Any], status: str, value: dict[str, Any]) -> Iterable[bytes]:

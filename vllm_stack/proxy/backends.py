@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from gevent.event import Event
 
@@ -19,6 +19,8 @@ from vllm_stack.proxy.upstream import Pool
 
 # States in which nothing is left of what a worker kept in memory: its server has ended.
 _FORGOTTEN = frozenset({"not listening", "stopped"})
+# States of a worker that was told to end: no use to wait for it.
+_LEAVING = frozenset({"stopping", "stopped"})
 _log = logging.getLogger("gunicorn.error")
 
 
@@ -50,6 +52,8 @@ class Backend:
         self._notice = server.stopping
         # Set to have the worker probed now instead of at the next tick.
         self.look = Event()
+        # Called when requests can go to it again.
+        self.on_ready: Callable[[], None] = lambda: None
 
     def is_stopping(self) -> bool:
         """The worker was told to stop: it still answers, but only to end what it has begun."""
@@ -59,7 +63,10 @@ class Backend:
         """Note what was seen of the worker, and say so when it changed."""
         if state != self.state:
             _log.info("%s: %s -> %s", self.name, self.state, state)
+        came = ready and not self.ready
         self.ready, self.state = ready, state
+        if came:
+            self.on_ready()
 
     def suspect(self, state: str) -> None:
         """Take the worker out of the choice until a probe finds it well."""
@@ -77,6 +84,7 @@ class Backends:
         self.mixed = 0 < len(self._remotes) < len(self.all)
         self._board = board
         self._row = row
+        self._limit = settings.max_inflight
         names = [backend.name for backend in self.all]
         self._choice: Choice = make_choice(settings.policy, names, board.homes)
         self._read = make_reader(settings.policy, settings.session_header)
@@ -87,18 +95,30 @@ class Backends:
         """Say where a request would like to go; asked once for a request, however often it is sent."""
         return self._read(request) if len(self.all) > 1 else ANYWHERE
 
-    def choose(self, tried: Collection[int], destination: Destination = ANYWHERE) -> Backend | None:
-        """Choose a ready worker that was not tried yet, None if there is none."""
+    def choose(self, avoid: Collection[int], destination: Destination, limited: bool) -> Backend | None:
+        """Choose a ready worker, None if there is none; a `limited` request goes to none that is full."""
         candidates = [b.index for b in self.all if b.ready]
-        if tried:
-            candidates = [index for index in candidates if index not in tried]
+        if avoid:
+            candidates = [index for index in candidates if index not in avoid]
         if not candidates:
             return None
         key = destination.key
-        if key is None and len(candidates) == 1:
+        limit = self._limit if limited else None
+        if limit is None and key is None and len(candidates) == 1:
             return self.all[candidates[0]]
         loads = self._board.loads()
+        if limit is not None:
+            candidates = [index for index in candidates if loads[index] < limit]
+            if not candidates:
+                return None
         return self.all[self._choice(candidates, loads, key, key in self._asking)]
+
+    def another_ready(self, avoid: Collection[int], than: Backend) -> bool:
+        return any(b.ready and b is not than and b.index not in avoid for b in self.all)
+
+    def may_come(self, avoid: Collection[int]) -> bool:
+        """Tell whether waiting can help: a worker is full, starting, or out for a reason that may pass."""
+        return any(b.index not in avoid and (b.ready or b.state not in _LEAVING) for b in self.all)
 
     def another_may_know(self, asked: Collection[int]) -> bool:
         """Tell whether a stored response may be with a worker, ready or not, that was not asked.
@@ -115,15 +135,15 @@ class Backends:
         """
         return self._remotes if self.mixed and via.is_from_stack(request) else frozenset()
 
-    def any_ready(self, barred: frozenset[int] = frozenset()) -> bool:
+    def any_ready(self, barred: Collection[int] = ()) -> bool:
         return any(backend.ready for backend in self.all if backend.index not in barred)
 
-    def lease(self, backend: Backend, destination: Destination = ANYWHERE) -> None:
+    def lease(self, backend: Backend, destination: Destination) -> None:
         self._row.lease(backend.index)
         if destination.key is not None:
             self._asking[destination.key] = self._asking.get(destination.key, 0) + 1
 
-    def release(self, backend: Backend, destination: Destination = ANYWHERE) -> None:
+    def release(self, backend: Backend, destination: Destination) -> None:
         self._row.release(backend.index)
         if destination.key is not None:
             left = self._asking.pop(destination.key) - 1

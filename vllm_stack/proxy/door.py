@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import gevent
 
 from vllm_stack.proxy import health
+from vllm_stack.proxy.admission import Admission
 from vllm_stack.proxy.auth import check_key
 from vllm_stack.proxy.backends import Backends
 from vllm_stack.proxy.cors import Cors
@@ -37,6 +38,7 @@ class Door:
         self.board = board
         self.row = row
         self.backends = Backends(settings, board, row)
+        self.admission = Admission(self.backends, row, settings.max_inflight, settings.queue_timeout)
         self.log = logging.getLogger("gunicorn.error")
         self.closing = False
         self.cutting = False
@@ -67,7 +69,7 @@ class Door:
     def _cut(self) -> None:
         self.cutting = True
         for peer in self.peers:
-            peer.abort_upstream()
+            peer.abort_work()
 
     def admit(self, request: Request) -> tuple[int, bytes] | None:
         """Decide on a request by its head: an answer of our own, or None to take it to a worker.

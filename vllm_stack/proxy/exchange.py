@@ -7,6 +7,7 @@ on, release. A failure goes to `failures.may_retry`, then to `failures.refusal_f
 from __future__ import annotations
 
 from vllm_stack.openai import SERVER_ERROR, error_event
+from vllm_stack.proxy.admission import Ticket
 from vllm_stack.proxy.answer_head import Answer, AnswerHead, read_answer
 from vllm_stack.proxy.backends import Backend
 from vllm_stack.proxy.channel import READ_SIZE
@@ -17,6 +18,7 @@ from vllm_stack.proxy.failures import (
     Broken,
     ClientGone,
     ConnectFailed,
+    Full,
     NotHere,
     Silent,
     StaleConnection,
@@ -25,13 +27,14 @@ from vllm_stack.proxy.failures import (
     UpstreamFailure,
     may_retry,
     refusal_for,
+    retry_count,
 )
 from vllm_stack.proxy.framing import ABORT, STOPPED, Framing
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.relay import Relay
 from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.routes import Route
-from vllm_stack.proxy.scoreboard import FAILURES, RETRIES
+from vllm_stack.proxy.scoreboard import ABORTS, FAILURES
 from vllm_stack.proxy.upstream import Upstream
 from vllm_stack.proxy.upstream_head import upstream_head
 
@@ -44,12 +47,11 @@ class Exchange:
 
     __slots__ = (
         "_backends",
-        "_destination",
         "_door",
         "_keep_alive",
         "_peer",
         "_request",
-        "_tried",
+        "_ticket",
         "_unsure",
     )
 
@@ -59,8 +61,11 @@ class Exchange:
         self._peer = peer
         self._request = request
         self._keep_alive = request.head.keep_alive and not door.closing
-        self._destination = door.backends.destination(request)
-        self._tried: set[int] = set(door.backends.barred(request)) if door.backends.mixed else set()
+        self._ticket = Ticket(
+            door.backends.destination(request),
+            request.head.route is Route.INFERENCE,
+            door.backends.barred(request) if door.backends.mixed else (),
+        )
         # A server elsewhere could not tell whether it knows the response that the request names.
         self._unsure = False
 
@@ -71,35 +76,61 @@ class Exchange:
         """
         sent = 0
         failure: UpstreamFailure | None = None
-        backend = self._backends.choose(self._tried, self._destination)
-        while backend is not None:
-            if sent:
-                self._door.row.count(RETRIES)
+        while (backend := self._enter(failure)) is not None:
+            if failure is not None:
+                self._door.row.count(retry_count(failure))
             try:
                 return self._attempt(backend, fresh=isinstance(failure, StaleConnection))
             except UpstreamFailure as caught:
                 failure = Stopping() if self._door.cutting else caught
             sent += not failure.unsent
+            if isinstance(failure, Aborted):
+                self._door.row.count(ABORTS)
             if not may_retry(failure, sent > 1, self._request.head.route is Route.INFERENCE):
                 break
-            # A kept connection that died says nothing of its worker: the only one gets another, and
-            # one that may know what nobody else does was not asked yet.
-            alone = backend if isinstance(failure, StaleConnection) else None
-            if alone is None or not self._destination.stored:
-                self._tried.add(backend.index)
-            backend = self._backends.choose(self._tried, self._destination) or alone
+            self._avoid(backend, failure)
+        else:
+            failure = self._nobody(failure)
         self._door.row.count(FAILURES)
         return self._peer.refuse(refusal_for(failure, sent > 1), self._request, self._keep_alive)
 
+    def _enter(self, failure: UpstreamFailure | None) -> Backend | None:
+        # A worker that starts has forgotten what it stored: it is not waited for.
+        patient = not isinstance(failure, NotHere)
+        return self._door.admission.enter(self._ticket, self._peer, patient)
+
+    def _avoid(self, backend: Backend, failure: UpstreamFailure) -> None:
+        """Have the next try go elsewhere."""
+        ticket = self._ticket
+        # A kept connection that died says nothing of its worker: the only one gets another, and
+        # one that may know what nobody else does was not asked yet.
+        if isinstance(failure, StaleConnection) and (
+            ticket.destination.stored or not self._backends.another_ready(ticket.avoid, backend)
+        ):
+            return
+        ticket.avoid.add(backend.index)
+        if isinstance(failure, ConnectFailed):
+            ticket.refused.add(backend.index)
+
+    def _nobody(self, failure: UpstreamFailure | None) -> UpstreamFailure | None:
+        """Say why no worker, or no further one, takes this request; None if none is ready."""
+        if self._door.cutting:
+            return Stopping()
+        if failure is None or isinstance(failure, ConnectFailed):
+            if not self._backends.any_ready(self._ticket.avoid):
+                return None
+            most = self._door.settings.max_inflight
+            return Full(f"All workers are busy: each has the {most} requests it may have at a time")
+        return failure
+
     def _attempt(self, backend: Backend, fresh: bool) -> bool:
-        self._backends.lease(backend, self._destination)
         try:
             try:
                 upstream = backend.pool.connect() if fresh else backend.pool.take()
             except OSError:
                 backend.suspect("not listening")
                 raise ConnectFailed(f"{backend.name} does not listen") from None
-            self._peer.upstream = upstream
+            self._peer.work = upstream
             reusable = False
             try:
                 reusable = self._pass_on(backend, upstream)
@@ -111,10 +142,10 @@ class Exchange:
                 backend.suspect("unavailable")
                 raise
             finally:
-                self._peer.upstream = None
+                self._peer.work = None
                 backend.pool.put(upstream) if reusable else upstream.close()
         finally:
-            self._backends.release(backend, self._destination)
+            self._door.admission.leave(backend, self._ticket)
 
     def _pass_on(self, backend: Backend, upstream: Upstream) -> bool:
         """Send the request and pass the answer on; gives whether the connection can be kept."""
@@ -156,9 +187,9 @@ class Exchange:
     def _look_elsewhere(self, backend: Backend, status: int) -> None:
         """Raise `UpstreamFailure` when another worker may do better than this 404, or 503 of another box."""
         unavailable = status == 503 and backend.remote
-        if self._destination.stored and (status == 404 or unavailable):
+        if self._ticket.destination.stored and (status == 404 or unavailable):
             self._unsure = self._unsure or unavailable
-            if self._unsure or self._backends.another_may_know({*self._tried, backend.index}):
+            if self._unsure or self._backends.another_may_know({*self._ticket.avoid, backend.index}):
                 raise NotHere("No worker that is ready knows this response; one that is not ready may")
         elif unavailable and self._request.head.route is Route.INFERENCE:
             raise Unavailable(f"{backend.name} has no worker ready")

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from vllm_stack.openai import SERVER_ERROR
+from vllm_stack.openai import RATE_LIMIT, SERVER_ERROR
 from vllm_stack.proxy.refusal import Refusal
+from vllm_stack.proxy.scoreboard import (
+    RETRIES_ABORT,
+    RETRIES_BROKEN,
+    RETRIES_CONNECT,
+    RETRIES_ELSEWHERE,
+    RETRIES_STALE,
+)
 
 
 class UpstreamFailure(Exception):
@@ -27,6 +34,12 @@ class NotHere(UpstreamFailure):
 
 class Unavailable(UpstreamFailure):
     """A server elsewhere answered 503 to a request that may be sent again: it has no worker ready."""
+
+    unsent = True
+
+
+class Full(UpstreamFailure):
+    """Nothing was sent: every worker that is ready has all the requests it may have."""
 
     unsent = True
 
@@ -79,17 +92,33 @@ def may_retry(failure: UpstreamFailure, resent: bool, inference: bool) -> bool:
     return isinstance(failure, StaleConnection) or (inference and isinstance(failure, Broken | Aborted))
 
 
+# What a further try is counted as, by what became of the one before.
+_RETRY_COUNTS: tuple[tuple[type[UpstreamFailure], int], ...] = (
+    (ConnectFailed, RETRIES_CONNECT),
+    (StaleConnection, RETRIES_STALE),
+    (Broken, RETRIES_BROKEN),
+    (Aborted, RETRIES_ABORT),
+)
+
+
+def retry_count(failure: UpstreamFailure) -> int:
+    """Name the counter of a retry after this failure, by its place in `scoreboard.TOTALS`."""
+    return next((total for kind, total in _RETRY_COUNTS if isinstance(failure, kind)), RETRIES_ELSEWHERE)
+
+
 def refusal_for(failure: UpstreamFailure | None, resent: bool) -> Refusal:
     """Give the answer the client gets for a failure; None means that no worker was ready."""
     if failure is None or isinstance(failure, ConnectFailed | NotHere | Unavailable):
         message = "No worker is ready to answer; they may be loading the model"
         return Refusal(
             503,
-            "no_healthy_worker",
+            "no_ready_worker",
             failure.args[0] if isinstance(failure, NotHere) else message,
             kind=SERVER_ERROR,
             headers=_RETRY_SOON,
         )
+    if isinstance(failure, Full):
+        return Refusal(429, "queue_full", failure.args[0], kind=RATE_LIMIT, headers=_RETRY_SOON)
     if isinstance(failure, Stopping):
         return Refusal(503, "shutting_down", failure.args[0], kind=SERVER_ERROR, headers=_RETRY_SOON)
     if isinstance(failure, Silent):

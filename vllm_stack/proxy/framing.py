@@ -93,7 +93,7 @@ class Chunked:
         self.failure: UpstreamFailure | None = None
 
     def feed(self, data: bytes) -> bytes:
-        if not self._held and not self._left and data[-4:] == b"\n\n\r\n" and ABORT not in data:
+        if not self._held and not self._left and data[-4:] == b"\n\n\r\n" and data.find(ABORT) < 0:
             # One chunk with one event, which is how vLLM sends nearly all: no need to walk.
             eol = data.find(b"\r\n", 0, 8)
             if _known_sizes.get(data[:eol]) == len(data) - eol - 4:

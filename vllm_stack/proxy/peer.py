@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket as stdlib_socket
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from vllm_stack.proxy.channel import Channel
 from vllm_stack.proxy.failures import ClientGone
 from vllm_stack.proxy.refusal import Refusal, answer
 from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.tls import TlsSocket
-from vllm_stack.proxy.upstream import Upstream
 
 # A client that sends more than this while it waits for an answer is no longer watched.
 _EARLY_BYTES = 256 * 1024
@@ -21,15 +20,23 @@ _LINGER = 2.0
 _LINGER_BYTES = 1024 * 1024
 
 
+class Work(Protocol):
+    """What is under way for a client: a place in line, then a connection to a worker."""
+
+    def abort(self) -> None:
+        """End it, from a hub callback too."""
+        ...
+
+
 class Peer(Channel):
     """A client; `gone` turns true when it hangs up while it is owed an answer.
 
-    `upstream` is the worker's connection that works for it: it is aborted as soon as the client
-    hangs up, so that the worker stops generating. A client that only closes its sending half
-    counts as gone: the two cannot be told apart.
+    `work` is what is under way for it, which is aborted as soon as it hangs up, so that the worker
+    stops generating. A client that only closes its sending half counts as gone: the two cannot be
+    told apart.
     """
 
-    __slots__ = ("_early", "gone", "idle", "ip", "secure", "upstream")
+    __slots__ = ("_early", "gone", "idle", "ip", "secure", "work")
 
     def __init__(self, sock: Any, ip: str) -> None:
         super().__init__(sock, between=self._take_early)
@@ -37,7 +44,7 @@ class Peer(Channel):
         self.gone = False
         # Between requests: such a connection may be ended without a word (RFC 9112 section 9.6).
         self.idle = False
-        self.upstream: Upstream | None = None
+        self.work: Work | None = None
         self.secure = isinstance(sock, TlsSocket)
         # A first request may have come with the end of the handshake: nothing else will tell of it.
         self._early: bytes = sock.early if self.secure else b""
@@ -88,10 +95,10 @@ class Peer(Channel):
             self._linger()
         return go_on
 
-    def abort_upstream(self) -> None:
+    def abort_work(self) -> None:
         """Have the answer in progress, if there is one, end as if the worker had hung up."""
-        if self.upstream is not None:
-            self.upstream.abort()
+        if self.work is not None:
+            self.work.abort()
 
     def end_idle(self) -> None:
         """Hang up between two requests, unless the next one is here already and only waits to be read."""
@@ -110,7 +117,7 @@ class Peer(Channel):
                 self.pause()
         else:
             self.gone = True
-            self.abort_upstream()
+            self.abort_work()
 
     def _linger(self) -> None:
         """Let the client read the answer: closing with unread bytes would reset it away from them."""

@@ -11,18 +11,38 @@ import mmap
 from collections.abc import Sequence
 
 from vllm_stack.proxy.homes import Homes
+from vllm_stack.proxy.turns import Turn, Turns
 
-TOTALS = ("requests", "refused", "retries", "failures", "client_gone")
-REQUESTS, REFUSED, RETRIES, FAILURES, CLIENT_GONE = range(len(TOTALS))
+# `retries_*` by what became of the try before: `connect` nobody listened, `stale` a kept connection
+# had died, `broken` the connection broke before the answer began, `abort` the worker aborted what
+# nobody had asked it to, `elsewhere` another one may know better. `aborts` are all such aborts, also
+# those that could not be retried; `waited` are requests that found no worker free.
+TOTALS = (
+    "requests",
+    "refused",
+    "waited",
+    "retries_connect",
+    "retries_stale",
+    "retries_broken",
+    "retries_abort",
+    "retries_elsewhere",
+    "aborts",
+    "failures",
+    "client_gone",
+)
+REQUESTS, REFUSED, WAITED = range(3)
+RETRIES_CONNECT, RETRIES_STALE, RETRIES_BROKEN, RETRIES_ABORT, RETRIES_ELSEWHERE = range(3, 8)
+ABORTS, FAILURES, CLIENT_GONE = range(8, len(TOTALS))
 _CELL = 8  # bytes, a signed 64-bit integer
 
 
 class Row:
     """The cells of one process, which alone may write to them."""
 
-    def __init__(self, cells: memoryview, workers: int) -> None:
+    def __init__(self, cells: memoryview, workers: int, turn: Turn) -> None:
         self._cells = cells
         self._workers = workers
+        self.turn = turn
 
     def lease(self, worker: int) -> None:
         self._cells[worker] += 1
@@ -51,6 +71,7 @@ class Scoreboard:
         self._highest = cells[size:]
         self._taken: set[int] = set()
         self.homes = Homes()
+        self.turns = Turns(self._rows)
 
     def take_row(self) -> int:
         """Reserve a row for a process about to be forked (master only)."""
@@ -66,11 +87,12 @@ class Scoreboard:
             if column >= self._workers:
                 self._cells[column] += self._cells[start + column]
             self._cells[start + column] = 0
+        self.turns.clear(row)
         self._taken.discard(row)
 
     def row(self, row: int) -> Row:
         start = row * self._width
-        return Row(self._cells[start : start + self._width], self._workers)
+        return Row(self._cells[start : start + self._width], self._workers, Turn(self.turns, row))
 
     def loads(self) -> Sequence[int]:
         """Give the requests in flight per worker, over all processes."""

@@ -47,6 +47,8 @@ class ProxySettings:
     open_routes: tuple[str, ...]
     cors_origins: tuple[str, ...]
     max_body: int
+    max_inflight: int | None
+    queue_timeout: float
     response_timeout: float
     drain_timeout: float
 
@@ -65,6 +67,8 @@ def read_settings(path: Path) -> ProxySettings:
         open_routes=tuple(raw["open_routes"]),
         cors_origins=tuple(raw["cors_origins"]),
         max_body=raw["max_body"],
+        max_inflight=raw["max_inflight_per_worker"],
+        queue_timeout=raw["queue_timeout"],
         response_timeout=raw["response_timeout"],
         drain_timeout=raw["drain_timeout"],
     )

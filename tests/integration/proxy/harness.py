@@ -393,7 +393,7 @@ class Stack:
         self.out = directory / "out"
         self.port, self.admin_port = ports[workers:]
         self.ledger = ProcessLedger(directory)
-        options = {"api_keys": (KEY,), "drain_timeout": 3.0, **options}
+        options = {"api_keys": (KEY,), "drain_timeout": 3.0, "queue_timeout": 0.0, **options}
         render_stack(
             Options(
                 model=str(model),
@@ -458,6 +458,9 @@ class Stack:
     def totals(self) -> dict[str, int]:
         totals: dict[str, int] = self.admin()["totals"]
         return totals
+
+    def retries(self) -> int:
+        return sum(number for name, number in self.totals().items() if name.startswith("retries_"))
 
     def count(self) -> int:
         """Return how many requests have reached the workers."""

@@ -71,11 +71,11 @@ def test_a_client_that_goes_after_more_bytes_stops_its_worker_too(own_stack: Sta
 
 
 def test_a_client_that_goes_is_no_reason_to_ask_another_worker(stack: Stack) -> None:
-    before, retries = stack.count(), stack.totals()["retries"]
+    before, retries = stack.count(), stack.retries()
     with stack.wire() as wire:
         leave_and_see(stack, wire.send(request(body=chat(hang=True))), LEAVES["reset"])
     throughout(lambda: stack.count() == before + 1, 0.3, "no second worker is asked")
-    assert stack.totals()["retries"] == retries
+    assert stack.retries() == retries
 
 
 def test_a_client_that_goes_leaves_no_half_read_connection_to_the_next(stack: Stack) -> None:

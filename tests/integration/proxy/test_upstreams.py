@@ -180,7 +180,7 @@ def test_two_stacks_that_name_each_other_are_not_ready_because_the_other_is(
     one.workers[0].kill()
     until(lambda: (health(one), health(other)) == (503, 503), 10, "without it neither is ready")
     answer = other.ask(request(body=chat()))
-    assert (answer.status, answer.error["code"]) == (503, "no_healthy_worker")
+    assert (answer.status, answer.error["code"]) == (503, "no_ready_worker")
 
 
 def test_an_upstream_that_has_no_worker_ready_costs_no_request(
@@ -197,7 +197,7 @@ def test_an_upstream_that_has_no_worker_ready_costs_no_request(
     until(asked, 20, "the upstream was tried, and tried again")
     with_none = pure(new_stack, elsewhere.port).start()
     answer = with_none.ask(request(body=chat()))
-    assert (answer.status, answer.error["code"]) == (503, "no_healthy_worker")
+    assert (answer.status, answer.error["code"]) == (503, "no_ready_worker")
     with_none.wait_ready()
     answer = with_none.ask(request("GET", "/v1/models"))
     assert answer.body == b"busy", "on a route that may not be sent again it is an answer"
@@ -225,7 +225,7 @@ def test_an_upstream_that_cannot_tell_hides_no_stored_response(
     worker.play = lambda sock, data: sock.sendall(UNKNOWN) is None
     for _ in range(12):
         answer = stack.ask(data)
-        assert (answer.status, answer.error["code"]) == (503, "no_healthy_worker")
+        assert (answer.status, answer.error["code"]) == (503, "no_ready_worker")
     elsewhere.play = worker.play
     assert stack.ask(data).status == 404
     worker.close()
