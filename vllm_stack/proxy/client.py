@@ -12,8 +12,9 @@ from vllm_stack.proxy.exchange import Exchange
 from vllm_stack.proxy.failures import ClientGone
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.refusal import Refusal, answer
-from vllm_stack.proxy.request import Request, RequestParser
+from vllm_stack.proxy.request import HELD_BODY, Request, RequestParser
 from vllm_stack.proxy.scoreboard import CLIENT_GONE, REFUSED, REQUESTS
+from vllm_stack.proxy.upload import Upload
 
 # Seconds. A head must be there in HEAD_DEADLINE from its first byte; a body gets BODY_GRACE and one
 # second more for every BODY_RATE bytes that came, so that large uploads pass and trickles do not.
@@ -34,6 +35,7 @@ class Client:
         self._peer = Peer(sock, ip)
         self._parser = RequestParser(door.settings.max_body, door.known_heads)
         self._served = False
+        self._body_begun = 0.0
         door.peers.add(self._peer)
 
     def serve(self) -> None:
@@ -63,17 +65,28 @@ class Client:
             local = self._door.admit(request)
             if not request.complete:
                 self._read_body(request)
+                if local is not None and not request.complete:
+                    raise Refusal(413, "request_too_large", "No such body is expected here", close=True)
         except Refusal as refusal:
             return self._refuse(refusal, request)
-        self._parser.requests.popleft()
-        if local is not None:
-            return self._answer_locally(*local, request)
+        keep_alive = self._answer_locally(*local, request) if local is not None else self._exchange(request)
+        if keep_alive:
+            self._parser.requests.popleft()
+        return keep_alive
+
+    def _exchange(self, request: Request) -> bool:
+        upload = None if request.complete else Upload(request, self._read_more)
         try:
-            return Exchange(self._door, self._peer, request).run()
+            keep_alive = Exchange(self._door, self._peer, request, upload).run()
+        except Refusal as refusal:  # of the rest of an upload
+            return self._refuse(refusal, request)
         except ClientGone:
             if self._peer.gone:
                 self._door.row.count(CLIENT_GONE)
             raise
+        if not request.complete:
+            self._peer.linger()
+        return keep_alive
 
     def _refuse(self, refusal: Refusal, request: Request | None) -> bool:
         self._door.row.count(REFUSED)
@@ -108,13 +121,20 @@ class Client:
         return self._parser.requests[0]
 
     def _read_body(self, request: Request) -> None:
+        """Read the body, or as much of it as is held."""
         if request.head.expects_continue:
             self._peer.send(_CONTINUE)
-        begun = time.monotonic()
-        while not request.complete:
-            self._parser.raise_refusal()
-            deadline = begun + BODY_GRACE + request.body_size / BODY_RATE
-            self._parser.feed(self._receive(deadline, "body"))
+        self._body_begun = time.monotonic()
+        while not request.complete and request.body_size <= HELD_BODY:
+            self._read_more(request)
+
+    def _read_more(self, request: Request) -> None:
+        """Read more of the body; a part that is not held is waited for no longer than BODY_GRACE."""
+        self._parser.raise_refusal()
+        deadline = self._body_begun + BODY_GRACE + request.body_size / BODY_RATE
+        if request.body_size > HELD_BODY:  # a worker waits, too
+            deadline = min(deadline, time.monotonic() + BODY_GRACE)
+        self._parser.feed(self._receive(deadline, "body"))
 
     def _receive_idle(self) -> bytes:
         """Wait for the next request; empty when the client, the time or the door ended the wait."""

@@ -35,6 +35,7 @@ from vllm_stack.proxy.relay import Relay
 from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.routes import Route
 from vllm_stack.proxy.scoreboard import ABORTS, FAILURES
+from vllm_stack.proxy.upload import Upload
 from vllm_stack.proxy.upstream import Upstream
 from vllm_stack.proxy.upstream_head import upstream_head
 
@@ -53,13 +54,16 @@ class Exchange:
         "_request",
         "_ticket",
         "_unsure",
+        "_upload",
     )
 
-    def __init__(self, door: Door, peer: Peer, request: Request) -> None:
+    def __init__(self, door: Door, peer: Peer, request: Request, upload: Upload | None = None) -> None:
+        """Take a request that is here, or of whose body the rest will come as an `upload`."""
         self._door = door
         self._backends = door.backends
         self._peer = peer
         self._request = request
+        self._upload = upload
         self._keep_alive = request.head.keep_alive and not door.closing
         self._ticket = Ticket(
             door.backends.destination(request),
@@ -72,7 +76,7 @@ class Exchange:
     def run(self) -> bool:
         """Answer the request; True if the connection can carry another one.
 
-        Raises `ClientGone` when nobody is left to answer.
+        Raises `ClientGone` when nobody is left to answer, `Refusal` for the rest of an upload.
         """
         sent = 0
         failure: UpstreamFailure | None = None
@@ -86,7 +90,8 @@ class Exchange:
             sent += not failure.unsent
             if isinstance(failure, Aborted):
                 self._door.row.count(ABORTS)
-            if not may_retry(failure, sent > 1, self._request.head.route is Route.INFERENCE):
+            repeatable = self._upload is None and self._request.head.route is Route.INFERENCE
+            if not may_retry(failure, sent > 1, repeatable):
                 break
             self._avoid(backend, failure)
         else:
@@ -126,6 +131,7 @@ class Exchange:
     def _attempt(self, backend: Backend, fresh: bool) -> bool:
         try:
             try:
+                fresh = fresh or self._upload is not None  # it cannot be sent again if a kept one died
                 upstream = backend.pool.connect() if fresh else backend.pool.take()
             except OSError:
                 backend.suspect("not listening")
@@ -150,8 +156,8 @@ class Exchange:
     def _pass_on(self, backend: Backend, upstream: Upstream) -> bool:
         """Send the request and pass the answer on; gives whether the connection can be kept."""
         try:
-            self._send(backend, upstream)
-            answer, rest = self._read_head(upstream)
+            early = self._send(backend, upstream)
+            answer, rest = self._read_head(upstream, early)
             if answer.head.status in (404, 503):
                 self._look_elsewhere(backend, answer.head.status)
             start = answer.head_for(self._request, self._keep_alive)
@@ -163,7 +169,7 @@ class Exchange:
             if self._peer.gone:
                 raise ClientGone from None
             raise
-        return clean and answer.head.keeps_alive
+        return clean and answer.head.keeps_alive and self._request.complete
 
     def _pass_on_held(
         self, backend: Backend, upstream: Upstream, answer: Answer, start: bytes, body: bytes
@@ -194,10 +200,14 @@ class Exchange:
         elif unavailable and self._request.head.route is Route.INFERENCE:
             raise Unavailable(f"{backend.name} has no worker ready")
 
-    def _send(self, backend: Backend, upstream: Upstream) -> None:
+    def _send(self, backend: Backend, upstream: Upstream) -> bytes | None:
+        """Send the request; gives what a worker said that did not wait for all of it."""
         head = upstream_head(self._request, backend, self._peer)
-        body = self._request.body()
         try:
+            if self._upload is not None:
+                upstream.send(head)
+                return self._send_upload(self._upload, upstream)
+            body = self._request.body()
             if len(body) < READ_SIZE:
                 upstream.send(head + body)
             else:
@@ -205,10 +215,21 @@ class Exchange:
                 upstream.send(body)
         except OSError as error:
             raise self._broken(upstream, f"The request could not be sent: {error}") from None
+        return None
 
-    def _read_head(self, upstream: Upstream) -> tuple[Answer, bytes]:
+    def _send_upload(self, upload: Upload, upstream: Upstream) -> bytes | None:
+        early = upload.run(upstream)
+        if early is None:
+            return None
+        if not early:
+            raise Broken("The worker hung up before it had the whole request")
+        self._keep_alive = False  # the rest of the body is in the way
+        return early
+
+    def _read_head(self, upstream: Upstream, data: bytes | None = None) -> tuple[Answer, bytes]:
         """Read up to the end of the final head, past any 1xx; gives what came of the body too."""
-        data = self._receive(upstream, begun=False)
+        if data is None:
+            data = self._receive(upstream, begun=False)
         while True:
             read = read_answer(data)
             if read is None:

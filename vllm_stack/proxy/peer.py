@@ -92,7 +92,7 @@ class Peer(Channel):
             )
         )
         if not go_on:
-            self._linger()
+            self.linger()
         return go_on
 
     def abort_work(self) -> None:
@@ -119,7 +119,7 @@ class Peer(Channel):
             self.gone = True
             self.abort_work()
 
-    def _linger(self) -> None:
+    def linger(self) -> None:
         """Let the client read the answer: closing with unread bytes would reset it away from them."""
         with contextlib.suppress(OSError):
             self.raw.shutdown(stdlib_socket.SHUT_WR)

@@ -21,17 +21,23 @@ MAX_TARGET = 4094
 MAX_HEADERS = 100
 MAX_HEADER = 8190
 MAX_HEAD = 65536
+# Bytes of a body that are held: it can be sent again, and be looked into. A larger one flows.
+HELD_BODY = 1024 * 1024
 _FRAMING_HEADERS = frozenset({b"transfer-encoding", b"content-length"})
 
 
 class Request:
-    """One request, growing as it arrives: the head first, then `complete` with its body."""
+    """One request, growing as it arrives: the head first, then `complete` with its body.
 
-    __slots__ = ("body_size", "chunks", "complete", "cors", "head", "id")
+    `length` is that of the body if the head says so, `body_size` what has come of it.
+    """
+
+    __slots__ = ("body_size", "chunks", "complete", "cors", "head", "id", "length")
 
     def __init__(self, head: RequestHead) -> None:
         self.head = head
         self.chunks: list[bytes] = []
+        self.length: int | None = None
         self.body_size = 0
         self.complete = False
         # What `cors` has the answer say of origins; None where it has no say.
@@ -55,6 +61,12 @@ class Request:
         if len(self.chunks) > 1:
             self.chunks = [b"".join(self.chunks)]
         return self.chunks[0] if self.chunks else b""
+
+    def take_body(self) -> bytes:
+        """Give what has come of the body, and forget it."""
+        body = self.body()
+        self.chunks = []
+        return body
 
 
 class RequestParser:
@@ -147,6 +159,7 @@ class RequestParser:
                 request.body_size = length
             request.complete = True
             return size + length
+        request.length = length
         self._request = request
         self._left = length
         return size + self._take_body(data[size:])
@@ -258,6 +271,7 @@ class RequestParser:
             raise
         self._begin_body()
         self._request = Request(head)
+        self._request.length = int(length[0]) if length else None
         self.requests.append(self._request)
 
     def _begin_body(self) -> None:

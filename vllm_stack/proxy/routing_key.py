@@ -12,15 +12,15 @@ import msgspec
 from msgspec import Raw, Struct
 
 from vllm_stack.proxy.rendezvous import hash_bytes
-from vllm_stack.proxy.request import Request
+from vllm_stack.proxy.request import HELD_BODY, Request
 
 CHATS = frozenset({b"/cohere/v2/chat", b"/v1/chat/completions", b"/v1/messages"})
 COMPLETIONS = b"/v1/completions"
 RESPONSES = b"/v1/responses"
 WITH_PREFIX = CHATS | {COMPLETIONS, RESPONSES}
 
-# Bytes. A larger body has no key; decoding takes about 1 us per kB.
-MAX_BODY = 1024 * 1024
+# A larger body has no key; decoding takes about 1 us per kB.
+MAX_BODY = HELD_BODY
 # Bytes hashed from each end of a text, beside its length: texts that begin alike (a template, a
 # project's notes) mostly differ at their end.
 END = 1024

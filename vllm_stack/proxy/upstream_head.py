@@ -40,7 +40,12 @@ def upstream_head(request: Request, backend: Backend, peer: Peer) -> bytes:
     ]
     if peer.secure:
         parts.append(b"\r\nx-forwarded-proto: https")
-    if request.body_size or head.method in _WITH_BODY:
+    if not request.complete:  # an upload
+        length = request.length
+        parts.append(
+            b"\r\ntransfer-encoding: chunked" if length is None else b"\r\ncontent-length: %d" % length
+        )
+    elif request.body_size or head.method in _WITH_BODY:
         parts.append(b"\r\ncontent-length: %d" % request.body_size)
     parts.append(b"\r\n\r\n")
     return b"".join(parts)

@@ -309,12 +309,13 @@ class ScriptedWorker:
     """A worker whose bytes the test writes itself.
 
     It answers /health; every other request goes to `play(socket, request)`, which tells whether
-    the connection goes on. `requests` are those others, `connections` all that are open.
+    the connection goes on. `requests` are those others. `read` takes a request off the socket.
     """
 
     def __init__(self, port: int, host: str = HOST) -> None:
         self.port = port
         self.play: Play = lambda sock, data: False
+        self.read = read_request
         self.requests: list[bytes] = []
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family)
@@ -350,7 +351,7 @@ class ScriptedWorker:
 
     def _serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError):
-            while data := read_request(sock):
+            while data := self.read(sock):
                 if data.startswith(b"GET /health "):
                     sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
                     break
@@ -360,13 +361,21 @@ class ScriptedWorker:
         self._sockets.discard(sock)
 
 
-def read_request(sock: socket.socket) -> bytes:
+def read_begin(sock: socket.socket) -> bytes:
+    """Read a head, and what comes along with it."""
     data = b""
     while b"\r\n\r\n" not in data:
         more = sock.recv(65536)
         if not more:
             return b""
         data += more
+    return data
+
+
+def read_request(sock: socket.socket) -> bytes:
+    data = read_begin(sock)
+    if not data:
+        return b""
     head, _, body = data.partition(b"\r\n\r\n")
     size = next((int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"content-length: ")), 0)
     while len(body) < size:
