@@ -192,18 +192,21 @@ class _Stream:
             self._connection.stream_ended()
 
 
-async def serve(port: int, gap: float) -> None:
-    """Serve on loopback until a signal says stop."""
+async def serve(port: int, uds: str | None, gap: float) -> None:
+    """Serve on loopback, and on a unix socket if one is named, until a signal says stop."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     counters = Counters(gap)
     listener = socket.create_server(("127.0.0.1", port), backlog=8192)
-    server = await loop.create_server(lambda: Connection(loop, counters), sock=listener, backlog=8192)
+    servers = [await loop.create_server(lambda: Connection(loop, counters), sock=listener, backlog=8192)]
+    if uds is not None:
+        servers.append(await loop.create_unix_server(lambda: Connection(loop, counters), uds, backlog=8192))
     print(f"listening on {listener.getsockname()[1]}", flush=True)
     await stop.wait()
-    server.close()
+    for server in servers:
+        server.close()
     # Open streams are of no interest to anybody any more.
     os._exit(0)
 
@@ -211,13 +214,14 @@ async def serve(port: int, gap: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A fake vLLM that is never what is measured")
     parser.add_argument("--port", type=int, default=0, help="0: the system chooses one, and it is printed")
+    parser.add_argument("--uds", help="a unix socket to listen on, too")
     parser.add_argument("--gap", type=float, default=10, help="milliseconds between streamed events")
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     import uvloop  # here, so that the texts can be had without it
 
-    uvloop.run(serve(options.port, options.gap / 1000))
+    uvloop.run(serve(options.port, options.uds, options.gap / 1000))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ def two_against_one(figure: str) -> Callable[[Record], list[float]]:
     )
 
 
+def unix_against_tcp(measurement: str) -> Callable[[Record], list[float]]:
+    return lambda record: ratios(
+        record.series(measurement, "ours-unix", "cpu_us"), record.series(measurement, "ours", "cpu_us")
+    )
+
+
 def _cpu_goals() -> list[Goal]:
     limits = (
         ("request", "", "requests-64", "vllm-router", 0.60, 0.80),
@@ -95,6 +101,10 @@ GOALS = (
     *_growth_goals(),
     Goal("memory per open stream", plain("memory", "stream_kb"), 25.0, 40.0, "kB"),
     Goal("memory per idle connection", plain("memory", "idle_kb"), 12.0, 20.0, "kB"),
+    *(
+        Goal(f"{piece}, workers on unix sockets against TCP", unix_against_tcp(measurement), None, None, "x")
+        for piece, measurement in (("CPU per request", "requests-64"), ("CPU per event", "streams-64"))
+    ),
     Goal("two processes against one: requests per second", two_against_one("per_second"), None, None, "x"),
     Goal("two processes against one: CPU per request", two_against_one("cpu_us"), None, None, "x"),
 )

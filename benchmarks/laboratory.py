@@ -17,6 +17,7 @@ from benchmarks.answer import Answer, fault_of_completion, fault_of_stream
 from benchmarks.cores import Split
 from benchmarks.processes import Processes
 from benchmarks.proxies import Place, Proxy
+from benchmarks.proxies.base import backend_socket
 from benchmarks.request import chat_body, chat_request
 from benchmarks.usage import cpu_by_process, memory_kb
 
@@ -62,7 +63,8 @@ class Laboratory:
 
     def start_backends(self, split: Split) -> None:
         for port in self.direct.ports:
-            argv = [sys.executable, "-m", "benchmarks.backend", "--port", str(port), "--gap", str(GAP)]
+            argv: list[str | Path] = [sys.executable, "-m", "benchmarks.backend", "--port", str(port)]
+            argv += ["--uds", backend_socket(self.directory, port), "--gap", str(GAP)]
             self._backends.append(self.processes.start(f"backend-{port}", argv, split.load))
         for port in self.direct.ports:
             wait_for_answers(port, lambda: None)

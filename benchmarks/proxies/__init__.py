@@ -13,6 +13,7 @@ KNOWN: dict[str, Proxy] = {
     proxy.name: proxy
     for proxy in (
         Ours(),
+        Ours(transport="unix"),
         Haproxy(),
         HaproxyNoDelay(),
         Nginx(),

@@ -37,6 +37,11 @@ class Place:
         return replace(self, directory=directory, port=ports[0], spare_port=ports[1])
 
 
+def backend_socket(directory: Path, port: int) -> Path:
+    """Say where the backend of a port listens beside it, in the directory of the whole run."""
+    return directory / f"backend-{port}.sock"
+
+
 class Proxy(ABC):
     """One proxy: how it is found, prepared and started."""
 

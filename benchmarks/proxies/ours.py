@@ -5,18 +5,24 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks.proxies.base import REPOSITORY, Place, Proxy, find_program, output_of
+from benchmarks.proxies.base import REPOSITORY, Place, Proxy, backend_socket, find_program, output_of
 from benchmarks.request import KEY
 from vllm_stack import __version__
+from vllm_stack.layout import Layout
 
 
 class Ours(Proxy):
     """The public door with a client key, the default policy and the shared counters switched on."""
 
-    def __init__(self, processes: int = 1) -> None:
+    def __init__(self, processes: int = 1, transport: str = "tcp") -> None:
         self.name = "ours" if processes == 1 else f"ours-x{processes}"
         self.settings = f"rendered by vllm-stack, {processes} process(es), a client key, the default policy"
+        if transport == "unix":
+            self.name += "-unix"
+            self.settings += ", --worker-transport unix"
+            self.rows = ("requests", "streams")
         self._processes = processes
+        self._transport = transport
 
     def missing(self) -> str | None:
         return None
@@ -43,9 +49,20 @@ class Ours(Proxy):
             *("--api-key-file", keys, "--proxy-processes", str(self._processes)),
             # Any program will do: no worker is started.
             *("--device", "cpu", "--vllm-command", sys.executable),
+            *("--worker-transport", self._transport),
         )
         if not (self._out(place) / "proxy.json").exists():
             raise RuntimeError(f"vllm-stack render: {said.strip()}")
+        if self._transport == "unix":
+            self._put_sockets(place)
+
+    def _put_sockets(self, place: Place) -> None:
+        """Put the backends' sockets where the workers would have theirs."""
+        layout = Layout.at(self._out(place))
+        for index, port in enumerate(place.backends):
+            socket = layout.worker_socket(f"worker-{index}")
+            socket.parent.mkdir(parents=True, exist_ok=True)
+            socket.symlink_to(backend_socket(place.directory.parent, port))
 
     def argv(self, place: Place) -> list[str | Path]:
         out = self._out(place)
