@@ -212,9 +212,8 @@ _out_option = _option(
 @_option(
     "--proxy-processes",
     type=click.IntRange(1, 64),
-    default=1,
-    show_default=True,
-    help="Processes of the proxy.",
+    metavar="N",
+    help="Processes of the proxy.  [default: one for two workers, on an eighth of the CPU cores at most]",
 )
 @_option(
     "--open-route",

@@ -38,7 +38,7 @@ class Options:
     upstream_key_file: Path | None = None
     policy: Policy = "prefix"
     session_header: str = "x-session-id"
-    proxy_processes: int = 1
+    proxy_processes: int | None = None
     open_routes: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     max_body: int = 64 * MIB

@@ -1,7 +1,7 @@
 """Options and inventory become one plan: every decision is made here, once, and purely.
 
-Nothing below starts a process, reads a file or a clock. Derived numbers live in `Timings` with
-their reasons; the templates repeat the reasons as comments.
+Nothing below starts a process, reads a file or a clock. Derived waits are in `timings` with their
+reasons; the templates repeat the reasons as comments.
 """
 
 from __future__ import annotations
@@ -20,56 +20,10 @@ from vllm_stack.model import Model, check_heads
 from vllm_stack.options import Options
 from vllm_stack.passthrough import accept
 from vllm_stack.ports import PortUse, check_overlap
+from vllm_stack.timings import Timings
 from vllm_stack.vllm_command import VllmCommand
 
 LOOPBACK = "127.0.0.1"
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Waits in seconds, each derived from what the user set and from what vLLM and gunicorn need."""
-
-    restart_delay: float
-    drain_timeout: float
-
-    @property
-    def start_seconds(self) -> int:
-        """supervisord's startsecs: as long as the delay, so a waiting worker is STARTING, not RUNNING."""
-        return max(1, math.ceil(self.restart_delay))
-
-    @property
-    def stop_grace(self) -> float:
-        """From TERM to KILL for a vLLM server.
-
-        Its drain, then 5 s for the engine manager and 5 s for its workers
-        (VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS), then 5 s of slack.
-        """
-        return self.drain_timeout + 15
-
-    @property
-    def worker_stop_wait(self) -> int:
-        """supervisord's stopwaitsecs for a worker: the wrapper must always be the first to kill."""
-        return math.ceil(self.stop_grace + 15)
-
-    @property
-    def proxy_stop_wait(self) -> int:
-        """supervisord's stopwaitsecs for the proxy: gunicorn's graceful_timeout and a little more."""
-        return math.ceil(self.drain_timeout + 5)
-
-    @property
-    def worker_keep_alive(self) -> int:
-        """How long a worker keeps an idle connection (VLLM_HTTP_TIMEOUT_KEEP_ALIVE, default 5)."""
-        return 75
-
-    @property
-    def upstream_idle(self) -> int:
-        """The same for a server elsewhere, whose patience is not ours to set: vLLM's default is 5 s."""
-        return 4
-
-    @property
-    def pool_idle(self) -> int:
-        """How long the proxy keeps one: shorter, so that it is never the worker who hangs up first."""
-        return 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +48,7 @@ class Plan:
     workers: tuple[WorkerPlan, ...]
     device: str
     host: str
+    proxy_processes: int
     python: Path
     root: bool
     vllm_version: str | None
@@ -150,6 +105,7 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
         ),
         device=device,
         host=options.door_host,
+        proxy_processes=options.proxy_processes or _proxy_processes(options, len(inventory.cores)),
         python=inventory.python,
         root=inventory.root,
         vllm_version=vllm.version,
@@ -253,6 +209,18 @@ def _environment(
     if cores:
         env |= cpu_environment(cores, options.tensor_parallel_size)
     return env
+
+
+def _proxy_processes(options: Options, cores: int) -> int:
+    """Choose by what can come and what can be spared: one for two servers, on an eighth of the cores.
+
+    A process moves some 30,000 streamed events a second (the README says what one costs); two
+    servers with 256 streams of 40 tokens a second each make 20,000. Where no model runs, half of
+    the cores will do.
+    """
+    servers = options.workers + len(options.upstreams)
+    to_spare = cores // (8 if options.workers else 2)
+    return max(1, min(math.ceil(servers / 2), to_spare))
 
 
 def _gpu_slices(options: Options, inventory: Inventory) -> list[tuple[str, ...]]:

@@ -92,7 +92,7 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "upstream_keys": str(options.upstream_key_file) if options.upstream_key_file else None,
         "policy": options.policy,
         "session_header": options.session_header,
-        "processes": options.proxy_processes,
+        "processes": plan.proxy_processes,
         "client_keys": sorted(hash_key(key.encode()).hex() for key in options.api_keys),
         "internal_key": str(layout.internal_key),
         "open_routes": list(options.open_routes),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.boxes import gpu_box, inventory, options
-from vllm_stack.address import UnixAddress
+from vllm_stack.address import TcpAddress, UnixAddress
 from vllm_stack.cpu_share import split_cores
 from vllm_stack.errors import InsufficientGpus, ModelError, OutputError, PortError, UsageError
 from vllm_stack.gpus import GpuBox
@@ -178,3 +179,24 @@ def test_every_process_of_a_stack_is_named_after_its_directory() -> None:
     titles = [plan.workers[0].env["VLLM_PROCESS_NAME_PREFIX"] for plan in (one, two)]
     assert re.fullmatch(r"vllm-stack:one-[0-9a-f]{8}:worker-0", titles[0])
     assert titles[0] != titles[1]
+
+
+@pytest.mark.parametrize(
+    ("cores", "changes", "processes"),
+    [
+        (2, {"workers": 2}, 1),
+        (64, {"workers": 1}, 1),
+        (64, {"workers": 4}, 2),
+        (128, {"workers": 7}, 4),
+        (16, {"workers": 7}, 2),
+        (7, {"workers": 7}, 1),
+        (8, {"workers": 0, "upstreams": tuple(TcpAddress("10.0.0.1", port) for port in range(1, 9))}, 4),
+        (1, {"workers": 0, "upstreams": (TcpAddress("10.0.0.1", 1),)}, 1),
+        (2, {"workers": 2, "proxy_processes": 5}, 5),
+    ],
+)
+def test_the_proxy_gets_processes_by_workers_and_cores(
+    cores: int, changes: dict[str, Any], processes: int
+) -> None:
+    plan = make_plan(options(**changes), inventory(cores=tuple(range(cores)), gpus=gpu_box(8)))
+    assert plan.proxy_processes == processes

@@ -402,7 +402,8 @@ class Stack:
         self.out = directory / "out"
         self.port, self.admin_port = ports[workers:]
         self.ledger = ProcessLedger(directory)
-        options = {"api_keys": (KEY,), "drain_timeout": 3.0, "queue_timeout": 0.0, **options}
+        quick = {"drain_timeout": 3.0, "queue_timeout": 0.0}
+        options = {"api_keys": (KEY,), "proxy_processes": 1, **quick, **options}
         render_stack(
             Options(
                 model=str(model),
