@@ -26,10 +26,11 @@ else
 fi
 "$BIN/vllm-stack" wait --out "$OUT" --timeout 900
 
-port=$("$BIN/python" -c 'import json, sys; print(json.load(open(sys.argv[1]))["door"]["port"])' "$OUT/stack.json")
+door=$("$BIN/python" -c 'import json, sys; d = json.load(open(sys.argv[1]))["door"]; print("%s://127.0.0.1:%s/v1" % (d["scheme"], d["port"]))' \
+    "$OUT/stack.json")
 question="What is the capital of France?"
 printf '\n> %s\n' "$question"
-OPENAI_BASE_URL="http://127.0.0.1:$port/v1" "$BIN/python" docs/examples/ask.py "$question"
+OPENAI_BASE_URL="$door" "$BIN/python" docs/examples/ask.py "$question"
 printf '\n'
 "$BIN/supervisorctl" -c "$OUT/supervisord.conf" status
-printf '\nIt answers on http://127.0.0.1:%s/v1 until you stop it: make down\n' "$port"
+printf '\nIt answers on %s until you stop it: make down\n' "$door"

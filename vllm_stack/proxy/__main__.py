@@ -24,11 +24,12 @@ import signal  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+from vllm_stack.errors import StackError  # noqa: E402
 from vllm_stack.in_force import VARIABLE, options_in_force  # noqa: E402
 from vllm_stack.layout import Layout, life_record  # noqa: E402
 from vllm_stack.leftovers import MARKER, Identity, sweep  # noqa: E402
 from vllm_stack.program import STOP_SIGNALS  # noqa: E402
-from vllm_stack.proxy.hooks import SETTINGS_VARIABLE  # noqa: E402
+from vllm_stack.proxy.hooks import SETTINGS_VARIABLE, check_settings  # noqa: E402
 
 
 def main(argv: list[str]) -> int:
@@ -42,11 +43,15 @@ def main(argv: list[str]) -> int:
         layout = Layout(Path(argv[1]).parent)
         rendered = [Path(argv[1]), Path(argv[2]), layout.stack_json]
         settings, config, _ = options_in_force(rendered, layout.state, "proxy", environ.get(VARIABLE))
+        check_settings(settings)
         raw = json.loads(settings.read_text("utf-8"))
         identity = Identity(raw["title"], Path(raw["box"]), life_record(layout.state, "proxy"))
         sweep(identity, _say)
         identity.record_life()
         os.chdir(raw["box"])
+    except StackError as error:
+        _say(f"cannot start: {error}")
+        return 1
     except (IndexError, OSError, ValueError, KeyError) as error:
         _say(f"cannot start: {error!r}")
         return 1

@@ -37,6 +37,17 @@ def tls_context() -> ssl.SSLContext | None:
     return _tls
 
 
+def check_settings(path: Path) -> None:
+    """Read all that `on_starting` will read: where that fails, gunicorn would show a traceback.
+
+    Raises `StackError` for a file of the operator's that is no good any more, else what
+    `read_settings` raises.
+    """
+    settings = read_settings(path)
+    if settings.tls:
+        server_context(settings.tls)
+
+
 def on_starting(arbiter: Any) -> None:
     """Read the settings once, and make the memory all processes will share."""
     global _shared, _tls

@@ -293,3 +293,13 @@ def test_a_hup_takes_a_renewed_certificate_cuts_no_answer_and_survives_a_bad_one
         until(lambda: "The certificate of before stays" in stack.log.read_text(), 5, "it was refused")
         stack.wait_ready()
         assert stack.ask(request(body=chat(tokens=1))).status == 200
+
+
+def test_a_proxy_whose_certificate_is_gone_says_so_in_one_line(tmp_path: Path) -> None:
+    files = make_certificate(tmp_path)
+    with Stack(tmp_path / "stack", **files.options) as stack:
+        files.certificate.write_text("half a certi")
+        stack.start_proxy()
+        assert stack.proxy.wait(10) == 1
+        (line,) = stack.log.read_text().splitlines()
+        assert str(files.certificate) in line

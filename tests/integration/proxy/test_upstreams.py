@@ -64,6 +64,17 @@ def test_an_upstream_gets_its_own_key_and_no_other(
     assert internal not in seen
 
 
+def test_a_proxy_whose_key_file_is_gone_says_so_in_one_line(new_stack: NewStack, tmp_path: Path) -> None:
+    keys = key_file(tmp_path)
+    stack = pure(new_stack, free_port(), upstream_key_file=keys)
+    keys.unlink()
+    stack.start_proxy()
+    assert stack.proxy.wait(10) == 1
+    (line,) = stack.log.read_text().splitlines()
+    assert line.startswith("vllm-stack proxy: cannot start: ")
+    assert str(keys) in line
+
+
 def test_an_upstream_without_a_key_gets_none(new_stack: NewStack, elsewhere: ScriptedWorker) -> None:
     stack = pure(new_stack, elsewhere.port).start()
     assert stack.ask(request(body=chat(), x_api_key=KEY)).status == 200
