@@ -77,16 +77,13 @@ class Client:
     def _exchange(self, request: Request) -> bool:
         upload = None if request.complete else Upload(request, self._read_more)
         try:
-            keep_alive = Exchange(self._door, self._peer, request, upload).run()
+            return Exchange(self._door, self._peer, request, upload).run()
         except Refusal as refusal:  # of the rest of an upload
             return self._refuse(refusal, request)
         except ClientGone:
             if self._peer.gone:
                 self._door.row.count(CLIENT_GONE)
             raise
-        if not request.complete:
-            self._peer.linger()
-        return keep_alive
 
     def _refuse(self, refusal: Refusal, request: Request | None) -> bool:
         self._door.row.count(REFUSED)

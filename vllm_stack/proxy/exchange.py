@@ -140,7 +140,6 @@ class Exchange:
             reusable = False
             try:
                 reusable = self._pass_on(backend, upstream)
-                return self._keep_alive
             except Broken:
                 backend.suspect("connection broke")
                 raise
@@ -152,6 +151,9 @@ class Exchange:
                 backend.pool.put(upstream) if reusable else upstream.close()
         finally:
             self._door.admission.leave(backend, self._ticket)
+        if not self._request.complete:  # the worker answered an upload early
+            self._peer.linger()
+        return self._keep_alive
 
     def _pass_on(self, backend: Backend, upstream: Upstream) -> bool:
         """Send the request and pass the answer on; gives whether the connection can be kept."""
