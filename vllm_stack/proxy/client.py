@@ -9,7 +9,7 @@ from typing import Any
 from vllm_stack.openai import SERVER_ERROR
 from vllm_stack.proxy.door import Door
 from vllm_stack.proxy.exchange import Exchange
-from vllm_stack.proxy.failures import ClientGone
+from vllm_stack.proxy.failures import ClientGone, Cut
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.refusal import Refusal, answer
 from vllm_stack.proxy.request import HELD_BODY, Request, RequestParser
@@ -43,7 +43,7 @@ class Client:
         try:
             while self._serve_one():
                 pass
-        except (ClientGone, OSError):
+        except (ClientGone, Cut, OSError):
             pass
         except Exception:
             self._door.log.exception("A bug of ours ended a connection of %s", self._peer.ip.decode())
@@ -81,8 +81,7 @@ class Client:
         except Refusal as refusal:  # of the rest of an upload
             return self._refuse(refusal, request)
         except ClientGone:
-            if self._peer.gone:
-                self._door.row.count(CLIENT_GONE)
+            self._door.row.count(CLIENT_GONE)
             raise
 
     def _refuse(self, refusal: Refusal, request: Request | None) -> bool:

@@ -18,6 +18,7 @@ from vllm_stack.proxy.failures import (
     Broken,
     ClientGone,
     ConnectFailed,
+    Cut,
     Full,
     NotHere,
     Silent,
@@ -76,7 +77,8 @@ class Exchange:
     def run(self) -> bool:
         """Answer the request; True if the connection can carry another one.
 
-        Raises `ClientGone` when nobody is left to answer, `Refusal` for the rest of an upload.
+        Raises `ClientGone` when nobody is left to answer, `Cut` for an answer that broke after it had
+        begun, `Refusal` for the rest of an upload.
         """
         sent = 0
         failure: UpstreamFailure | None = None
@@ -288,4 +290,4 @@ class Exchange:
             message = str(Stopping() if self._door.cutting else failure)
             event = error_event(message, SERVER_ERROR, "upstream_error")
             self._peer.send(framing.event(event))
-        raise ClientGone from failure
+        raise Cut from failure

@@ -72,7 +72,11 @@ class Stopping(UpstreamFailure):
 
 
 class ClientGone(Exception):
-    """The client hung up: nobody is left to answer."""
+    """The client hung up, or took nothing for too long: nobody is left to answer."""
+
+
+class Cut(Exception):
+    """An answer broke after it had begun: its connection ends with it."""
 
 
 _RETRY_SOON = (("retry-after", "5"),)

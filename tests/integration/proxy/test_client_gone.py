@@ -96,3 +96,24 @@ def test_a_hundred_clients_that_go_at_once_leave_nothing(stack: Stack) -> None:
         until(lambda: sum(w.state()["in_flight"] for w in stack.workers) == 100, 5, "all are at work")
     until(lambda: stack.aborted() == before + 100, 3, "the workers saw them all go")
     until(lambda: sum(stack.in_flight()) == 0, 2, "nothing is in flight")
+
+
+def test_a_client_that_goes_while_it_takes_nothing_is_counted_once(stack: Stack) -> None:
+    gone = stack.totals()["client_gone"]
+    with stack.wire(receive_buffer=4096) as wire:
+        wire.send(request(body=chat(stream=True, tokens=2000, size=20_000)))
+        assert wire.head().status == 200
+        busy = [w for w in stack.workers if w.state()["in_flight"]]
+        assert len(busy) == 1
+        wire.reset()
+    until(lambda: sum(stack.in_flight()) == 0, 2, "nothing is in flight")
+    until(lambda: stack.totals()["client_gone"] == gone + 1, 1, "it was counted")
+
+
+def test_an_answer_that_breaks_is_no_client_that_went(stack: Stack) -> None:
+    before = stack.totals()
+    answer = stack.ask(request(body=chat(stream=True, reset_after_events=2)))
+    assert not answer.whole
+    after = stack.totals()
+    assert (after["client_gone"], after["failures"]) == (before["client_gone"], before["failures"] + 1)
+    stack.wait_ready()
