@@ -188,6 +188,12 @@ def test_an_offer_to_upgrade_is_no_failure(status: bytes) -> None:
     assert not [line for line in client_sees(head) if line.startswith((b"upgrade", b"connection"))]
 
 
+def test_a_switch_of_protocols_is_read_up_to_its_head() -> None:
+    """llhttp takes it for the end of HTTP; whether it was asked for is the exchange's to say."""
+    head = answer(b"upgrade: websocket", b"connection: upgrade", status=b"HTTP/1.1 101 Switching Protocols")
+    assert (head.head.status, head.length) == (101, None)
+
+
 def test_a_reason_may_be_missing() -> None:
     assert client_sees(answer(b"content-length: 0", status=b"HTTP/1.1 200"))[0] == b"HTTP/1.1 200 "
 

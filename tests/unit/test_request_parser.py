@@ -13,6 +13,7 @@ from vllm_stack.proxy.known_heads import KnownHeads
 from vllm_stack.proxy.refusal import Refusal
 from vllm_stack.proxy.request import MAX_HEAD, Request, RequestParser
 from vllm_stack.proxy.request_head import RequestHead, check_path
+from vllm_stack.proxy.routes import Route
 
 LIMIT = 1000
 HOST = b"Host: x\r\n"
@@ -385,3 +386,31 @@ def test_a_request_has_started_from_its_first_byte_to_its_last() -> None:
     assert not parser.started
     parser.feed(b"P")
     assert parser.started
+
+
+# ------------------------------------------------------------------ tunnels
+
+WEBSOCKET = head(b"GET /v1/realtime HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket")
+
+
+@settings(max_examples=150)
+@given(cuts=st.lists(st.integers(0, len(SEVERAL + WEBSOCKET)), max_size=8), behind=st.binary(max_size=40))
+def test_what_comes_behind_a_request_for_a_tunnel_is_no_request(cuts: list[int], behind: bytes) -> None:
+    """Nothing more is fed once it is there: the connection belongs to the tunnel then."""
+    edges = [0, *sorted(cuts), len(SEVERAL + WEBSOCKET)]
+    *pieces, last = [(SEVERAL + WEBSOCKET)[a:b] for a, b in pairwise(edges)]
+    while not last:
+        last = pieces.pop()
+    parser = new_parser()
+    for piece in (*pieces, last + behind):
+        parser.feed(piece)
+    *before, tunnel = parser.requests
+    assert [request.body() for request in before] == [b"abc", b"def", b"gh", b"i", b""]
+    assert (tunnel.head.route, tunnel.complete, tunnel.head.keep_alive) == (Route.TUNNEL, True, False)
+    assert parser.behind == behind
+
+
+def test_the_head_of_a_tunnel_is_not_learnt() -> None:
+    known: KnownHeads[RequestHead] = KnownHeads(10)
+    parse(WEBSOCKET, known=known)
+    assert not known

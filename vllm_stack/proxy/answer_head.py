@@ -61,6 +61,8 @@ class AnswerHead:
         parser = httptools.HttpResponseParser(self)
         try:
             parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            pass  # a 101: the bytes behind this head are no HTTP
         except httptools.HttpParserError as error:
             # A body follows in the next read: llhttp sees none here, so this is about the head.
             raise BadAnswer(f"The worker's answer is not HTTP: {error}") from None
@@ -171,6 +173,7 @@ def read_answer(data: bytes) -> tuple[Answer, int] | None:
             raise BadAnswer(f"The head of the worker's answer exceeds {MAX_HEAD} bytes")
         return None
     head = AnswerHead(data[: end + 4])
-    if part is not None and part[2] == head.length:
+    # An interim head names what it is for, such as the key of a WebSocket: it does not come again.
+    if part is not None and part[2] == head.length and head.status >= 200:
         _known.learn(part[0], head)
     return Answer(head, head.length), end + 4

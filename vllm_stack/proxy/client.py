@@ -13,7 +13,9 @@ from vllm_stack.proxy.failures import ClientGone, Cut
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.refusal import Refusal, answer
 from vllm_stack.proxy.request import HELD_BODY, Request, RequestParser
+from vllm_stack.proxy.routes import Route
 from vllm_stack.proxy.scoreboard import CLIENT_GONE, REFUSED, REQUESTS
+from vllm_stack.proxy.upgrade import Upgrade
 from vllm_stack.proxy.upload import Upload
 
 # Seconds. A head must be there in HEAD_DEADLINE from its first byte; a body gets BODY_GRACE and one
@@ -75,14 +77,20 @@ class Client:
         return keep_alive
 
     def _exchange(self, request: Request) -> bool:
-        upload = None if request.complete else Upload(request, self._read_more)
         try:
-            return Exchange(self._door, self._peer, request, upload).run()
+            return self._exchange_for(request).run()
         except Refusal as refusal:  # of the rest of an upload
             return self._refuse(refusal, request)
         except ClientGone:
             self._door.row.count(CLIENT_GONE)
             raise
+
+    def _exchange_for(self, request: Request) -> Exchange:
+        if request.head.route is Route.TUNNEL:
+            self._peer.unread(self._parser.behind)
+            return Upgrade(self._door, self._peer, request)
+        upload = None if request.complete else Upload(request, self._read_more)
+        return Exchange(self._door, self._peer, request, upload)
 
     def _refuse(self, refusal: Refusal, request: Request | None) -> bool:
         self._door.row.count(REFUSED)

@@ -13,6 +13,7 @@ from vllm_stack.proxy.admission import Admission
 from vllm_stack.proxy.auth import check_key
 from vllm_stack.proxy.backends import Backends
 from vllm_stack.proxy.cors import Cors
+from vllm_stack.proxy.handshake import check_origin
 from vllm_stack.proxy.known_heads import KnownHeads
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.refusal import Refusal
@@ -46,6 +47,7 @@ class Door:
         self.known_heads: KnownHeads[RequestHead] = KnownHeads(_KNOWN_HEADS)
         self._opened = frozenset(route.encode() for route in settings.open_routes)
         self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
+        self._pages = frozenset(origin.encode() for origin in settings.cors_origins)
         self._watches: Iterable[gevent.Greenlet[..., None]] = ()
 
     def open(self) -> None:
@@ -74,7 +76,7 @@ class Door:
     def admit(self, request: Request) -> tuple[int, bytes] | None:
         """Decide on a request by its head: an answer of our own, or None to take it to a worker.
 
-        Raises `Refusal` for a missing or wrong key and for a closed route.
+        Raises `Refusal` for a missing or wrong key, a closed route, and a WebSocket of a foreign page.
         """
         if self._cors is not None and self._cors.admit(request):
             return 204, b""
@@ -89,6 +91,8 @@ class Door:
         check_key(head, self.settings.client_keys)
         if route is Route.CLOSED:
             raise Refusal(404, "not_found", "There is no such route here")
+        if route is Route.TUNNEL:
+            check_origin(head, self._pages)
         return None
 
     def _health(self, request: Request) -> tuple[int, bytes]:

@@ -68,7 +68,7 @@ class Exchange:
         self._keep_alive = request.head.keep_alive and not door.closing
         self._ticket = Ticket(
             door.backends.destination(request),
-            request.head.route is Route.INFERENCE,
+            request.head.route is not Route.OTHER,
             door.backends.barred(request) if door.backends.mixed else (),
         )
         # A server elsewhere could not tell whether it knows the response that the request names.
@@ -244,8 +244,13 @@ class Exchange:
             if answer.head.status >= 200:
                 return answer, data
             if answer.head.status == 101:
-                raise BadAnswer("The worker switched protocols without being asked")
+                self._check_switch(answer.head)
+                return answer, data
             data = data or self._receive(upstream)
+
+    def _check_switch(self, head: AnswerHead) -> None:
+        """Raise `BadAnswer` for a 101 that this request did not ask for; `upgrade.Upgrade` does ask."""
+        raise BadAnswer("The worker switched protocols without being asked")
 
     def _receive(self, upstream: Upstream, begun: bool = True) -> bytes:
         """Read more of an answer that has `begun`, or not; raises `UpstreamFailure` when it ends."""

@@ -52,11 +52,19 @@ class Peer(Channel):
     def receive(self, timeout: float) -> bytes:
         """Give the client's next bytes, empty at its end; raises `TimeoutError`."""
         if self._early:
-            early, self._early = self._early, b""
             if not self._reading:
                 self.watch()
-            return early
+            return self.take_early()
         return super().receive(timeout)
+
+    def unread(self, data: bytes) -> None:
+        """Take back what was read of the client's bytes but not used."""
+        self._early = data + self._early
+
+    def take_early(self) -> bytes:
+        """Give what the client has sent since its last request, as far as it was read."""
+        early, self._early = self._early, b""
+        return early
 
     def send(self, data: bytes | memoryview) -> None:
         """Send all of `data`; raises `ClientGone` when the client does not take it."""

@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 import httptools
 
+from vllm_stack.proxy.handshake import asks_tunnel
 from vllm_stack.proxy.known_heads import KnownHeads, cut
 from vllm_stack.proxy.refusal import Refusal
 from vllm_stack.proxy.request_head import RequestHead, bad_request, check_head
 from vllm_stack.proxy.request_id import new_id
+from vllm_stack.proxy.routes import Route
 
 MAX_TARGET = 4094
 MAX_HEADERS = 100
@@ -89,6 +91,7 @@ class RequestParser:
         "_refusal",
         "_request",
         "_resuming",
+        "behind",
         "requests",
     )
 
@@ -108,6 +111,8 @@ class RequestParser:
         self._refusal: Refusal | None = None
         self._resuming = False
         self._fed = b""
+        # What has come behind a request for a tunnel, which is the last one.
+        self.behind = b""
         self.requests: deque[Request] = deque()
 
     @property
@@ -196,7 +201,7 @@ class RequestParser:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._resume_without_upgrade(data[upgrade.args[0] :])
+            self._leave_http(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             raise self._refusal or _syntax_refusal(error) from None
         if self._in_head and self._head_bytes > MAX_HEAD:
@@ -209,6 +214,15 @@ class RequestParser:
         body_size = self._require_request().body_size
         if self._body_bytes > MAX_HEAD + 8 * body_size:
             raise self._too_large()
+
+    def _leave_http(self, rest: bytes) -> None:
+        """Go by a head with `Upgrade`: for a tunnel, this connection carries no further request."""
+        head = self._require_request().head
+        if not asks_tunnel(head):
+            self._resume_without_upgrade(rest)
+            return
+        head.route, head.keep_alive = Route.TUNNEL, False
+        self.behind = rest
 
     def _resume_without_upgrade(self, rest: bytes) -> None:
         """Go on after a head with `Upgrade`, which llhttp takes for the end of HTTP.

@@ -13,6 +13,8 @@ from enum import Enum, auto
 # Answered by ourselves, without a key and with any method (SageMaker sends POST /ping).
 HEALTH = frozenset({b"/health", b"/healthz", b"/ping", b"/readyz"})
 LIVENESS = b"/livez"
+# The one WebSocket of vLLM (`entrypoints/speech_to_text/realtime/api_router.py`).
+REALTIME = b"/v1/realtime"
 
 # Each with everything below it.
 CLOSED = frozenset(
@@ -115,6 +117,8 @@ class Route(Enum):
     CLOSED = auto()
     # It may be sent once more to another worker when the first one breaks.
     INFERENCE = auto()
+    # A WebSocket on `REALTIME`; the parser tells, because HTTP ends with its head.
+    TUNNEL = auto()
     OTHER = auto()
 
 

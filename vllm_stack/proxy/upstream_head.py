@@ -7,6 +7,7 @@ from vllm_stack.proxy.backends import Backend
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.request_head import RequestHead
+from vllm_stack.proxy.routes import Route
 
 # What the worker gets from us instead: its own key, our framing, our view of the connection.
 _NOT_FORWARDED = HOP_BY_HOP | {
@@ -22,6 +23,8 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     b"x-real-ip",
     b"x-request-id",
 }
+# Of a tunnel: the door has looked at it, and the next stack would compare it with another Host.
+_JUDGED = frozenset({b"origin"})
 _WITH_BODY = frozenset({b"POST", b"PUT", b"PATCH"})
 
 
@@ -63,10 +66,13 @@ def _forwarded(head: RequestHead) -> bytes:
     Header names with an underscore are dropped: frameworks take `X_Auth` for `X-Auth`.
     """
     named = {word.strip().lower() for value in head.values(b"connection") for word in value.split(b",")}
-    dropped = _NOT_FORWARDED | named
+    tunnel = head.route is Route.TUNNEL
+    dropped = _NOT_FORWARDED | named | (_JUDGED if tunnel else frozenset())
     host = head.values(b"host") or [b"worker"]
     lines = [b"%s %s HTTP/1.1" % (head.method, head.target), b"host: " + host[0]]
     lines += [
         b"%s: %s" % pair for pair in head.headers if pair[0].lower() not in dropped and b"_" not in pair[0]
     ]
+    if tunnel:
+        lines += [b"connection: upgrade", b"upgrade: websocket"]
     return b"\r\n".join(lines) + b"\r\n"

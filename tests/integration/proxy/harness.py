@@ -124,7 +124,7 @@ class Wire:
                     answer.chunks.append((time.monotonic(), chunk))
             answer.body = b"".join(chunk for _, chunk in answer.chunks)
         elif length is not None:
-            answer.body = self._take(int(length))
+            answer.body = self.take(int(length))
             answer.whole = len(answer.body) == int(length)
         else:
             assert answer.header("connection") == "close", answer.headers
@@ -152,7 +152,7 @@ class Wire:
                     return
             line, _, self._data = self._data.partition(b"\r\n")
             size = int(line.partition(b";")[0], 16)
-            chunk = self._take(size + 2)
+            chunk = self.take(size + 2)
             if len(chunk) < size + 2:
                 yield None
                 return
@@ -173,7 +173,8 @@ class Wire:
         """The connection serves another request."""
         return self.send(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").answer().status == 200
 
-    def _take(self, size: int) -> bytes:
+    def take(self, size: int) -> bytes:
+        """Read so many bytes, fewer at the end of the connection."""
         while len(self._data) < size and self._more():
             pass
         taken, self._data = self._data[:size], self._data[size:]
@@ -236,6 +237,8 @@ def get_json(where: Where, path: str) -> Any:
 class FakeWorker:
     """A fake vLLM on its port, or its socket: what it saw, and its life."""
 
+    program = fake_vllm.__file__
+
     def __init__(self, stack: Stack, index: int, port: int) -> None:
         self.stack, self.index, self.port = stack, index, port
         self.socket: Path | None = None
@@ -258,7 +261,7 @@ class FakeWorker:
         quick = {"FAKE_VLLM_LOAD_SECONDS": 0, "FAKE_VLLM_ENGINE_GRACE": 0.3}
         given = {"VLLM_API_KEY": key, "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": 75, **quick, **env}
         self.process = self.stack.ledger.start(
-            [sys.executable, fake_vllm.__file__, "serve", "m", *listen],
+            [sys.executable, self.program, "serve", "m", *listen],
             env={**os.environ, **{name: str(value) for name, value in given.items()}},
             log=self.stack.out / f"logs/fake-{self.index}.log",
         )
