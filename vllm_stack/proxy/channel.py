@@ -10,6 +10,7 @@ when it fires, so a wait that ends in time costs a comparison.
 
 from __future__ import annotations
 
+import contextlib
 import socket as stdlib_socket
 from collections.abc import Callable
 from math import inf
@@ -21,6 +22,9 @@ from gevent import get_hub, getcurrent
 
 READ_SIZE = 65536
 WRITE_TIMEOUT = 60.0  # seconds for one piece of data, at most READ_SIZE or one whole request body
+# Behind our end of a connection: how long (seconds), and how much, the other side may go on sending.
+_LINGER = 2.0
+_LINGER_BYTES = 1024 * 1024
 _READ, _WRITE = 1, 2  # libev's EV_READ and EV_WRITE
 
 # Called in the hub with what was read: empty at the end of the connection, None at the deadline.
@@ -125,6 +129,18 @@ class Channel:
                         continue
         finally:
             watcher.close()
+
+    def linger(self) -> None:
+        """Let the other side have all that was sent: closing with unread bytes would reset it away."""
+        with contextlib.suppress(OSError):
+            self.raw.shutdown(stdlib_socket.SHUT_WR)
+            deadline = monotonic() + _LINGER
+            taken = 0
+            while taken < _LINGER_BYTES and (left := deadline - monotonic()) > 0:
+                data = self.receive(left)
+                if not data:
+                    return
+                taken += len(data)
 
     def abort(self) -> None:
         """End it from anywhere, a hub callback included: whoever waits on it sees its end."""

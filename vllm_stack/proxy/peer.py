@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket as stdlib_socket
-import time
 from typing import Any, Protocol
 
 from vllm_stack.proxy.channel import Channel
@@ -15,9 +14,6 @@ from vllm_stack.proxy.tls import TlsSocket
 
 # A client that sends more than this while it waits for an answer is no longer watched.
 _EARLY_BYTES = 256 * 1024
-# After an answer that ends the connection: how long, and how much, a client may go on sending.
-_LINGER = 2.0
-_LINGER_BYTES = 1024 * 1024
 
 
 class Work(Protocol):
@@ -126,15 +122,3 @@ class Peer(Channel):
         else:
             self.gone = True
             self.abort_work()
-
-    def linger(self) -> None:
-        """Let the client read the answer: closing with unread bytes would reset it away from them."""
-        with contextlib.suppress(OSError):
-            self.raw.shutdown(stdlib_socket.SHUT_WR)
-            deadline = time.monotonic() + _LINGER
-            taken = 0
-            while taken < _LINGER_BYTES and (left := deadline - time.monotonic()) > 0:
-                data = self.receive(left)
-                if not data:
-                    return
-                taken += len(data)

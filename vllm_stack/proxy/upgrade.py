@@ -51,4 +51,5 @@ class Upgrade(Exchange):
         head = b"".join((answer.head.kept, _SWITCHED, self._request.id, b"\r\n\r\n"))
         self._switched = True
         Tunnel(self._peer, upstream, self._door.settings.response_timeout).run(head + rest)
+        upstream.linger()  # what the client said last may still be on its way
         return False
