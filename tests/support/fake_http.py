@@ -418,6 +418,7 @@ class Connection(asyncio.Protocol):
         script = server.script(request)
         if path in INFERENCE and request.method == "POST":
             server.in_flight.add(self)
+            server.most = max(server.most, len(server.in_flight))
             self.generation = generation(request, script, server.served[0], server.draining)
             if server.dead:
                 return self.finish_interrupted()

@@ -201,7 +201,7 @@ class FakeVllm:
         self.requests: deque[Request] = deque(maxlen=200)
         self.malformed: deque[dict[str, str]] = deque(maxlen=200)
         self.routes: Counter[str] = Counter()
-        self.opened = self.truncated = self.finished = self.aborted = 0
+        self.opened = self.truncated = self.finished = self.aborted = self.most = 0
         self.steps = self.generated = 0
         self.draining = self.dead = False
         self.engine_runs = asyncio.Event()
@@ -351,6 +351,7 @@ class FakeVllm:
             "connections_open": len(self.connections - {asking}),
             "connections_opened": self.opened,
             "in_flight": len(self.in_flight),
+            "most_in_flight": self.most,
             "finished": self.finished,
             "aborted": self.aborted,
             "malformed": list(self.malformed),

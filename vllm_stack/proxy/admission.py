@@ -8,6 +8,7 @@ leaves gives up its place in line.
 from __future__ import annotations
 
 import time
+from bisect import insort
 from collections.abc import Iterable
 
 from gevent import get_hub
@@ -21,26 +22,43 @@ from vllm_stack.proxy.scoreboard import WAITED, Row
 
 # Seconds between looks while somebody waits, beside being told: a process may die before it tells.
 _LOOK = 0.25
+# Whether the limit is minded, and whom not to go to. Those of one kind may go to the same workers.
+_Kind = tuple[bool, frozenset[int]]
+_PLAIN: _Kind = (True, frozenset())
 
 
 class Ticket:
     """One request's claim to a worker, for as long as it is sent around.
 
     `limited` tells that it counts against the limit, `avoid` whom it must not go to, `refused` who
-    did not listen: they may be asked again after a wait.
+    did not listen: they may be asked again after a wait. Its place in line is by `since`, which it
+    keeps when it has to be sent again.
     """
 
-    __slots__ = ("_called", "avoid", "backend", "deadline", "destination", "limited", "refused", "since")
+    __slots__ = (
+        "_called",
+        "avoid",
+        "backend",
+        "deadline",
+        "destination",
+        "kind",
+        "limited",
+        "refused",
+        "since",
+    )
 
     def __init__(self, destination: Destination, limited: bool, avoid: Iterable[int] = ()) -> None:
         self.destination = destination
         self.limited = limited
         self.avoid = set(avoid)
         self.refused: set[int] = set()
-        # Set when it first has to wait.
+        # Nanoseconds; set when it first asks for one of a limited number of places, or has to wait.
         self.since = 0
+        # Set when it first has to wait.
         self.deadline = 0.0
         self.backend: Backend | None = None
+        # Set while it is in line.
+        self.kind: _Kind | None = None
         self._called: Event | None = None
 
     def wait(self, seconds: float) -> None:
@@ -58,6 +76,10 @@ class Ticket:
             self._called.set()
 
 
+def _since(ticket: Ticket) -> int:
+    return ticket.since
+
+
 class Admission:
     """The line of one process."""
 
@@ -67,10 +89,8 @@ class Admission:
         self._turn = row.turn
         self._limited = limit is not None
         self._timeout = timeout
-        # In the order they came. Those in `_line` are all alike: if the first cannot go, none can.
-        # `_others` have a worker to avoid, or no limit to mind.
-        self._line: dict[Ticket, None] = {}
-        self._others: dict[Ticket, None] = {}
+        # In the order they came, none of them empty. If the first of a kind cannot go, none of it can.
+        self._lines: dict[_Kind, list[Ticket]] = {}
         self._listening = False
         loop = get_hub().loop
         self._bell = loop.io(self._turn.bell, 1)
@@ -81,13 +101,14 @@ class Admission:
     def enter(self, ticket: Ticket, peer: Peer, patient: bool = True) -> Backend | None:
         """Give a leased worker, at once or after a wait; None if there is none in time.
 
-        Raises `ClientGone` for a client that left while it waited.
+        Who is not `patient` waits for a worker that is full, not for one that starts. Raises
+        `ClientGone` for a client that left while it waited.
         """
-        if not (self._line and ticket.limited):
+        if not (self._lines and ticket.limited):
             backend = self._take(ticket)
             if backend is not None:
                 return backend
-        if not patient or self._timeout <= 0 or not self._backends.may_come(ticket.avoid - ticket.refused):
+        if self._timeout <= 0 or not self._backends.may_come(ticket.avoid - ticket.refused, patient):
             return None
         return self._wait(ticket, peer)
 
@@ -95,32 +116,36 @@ class Admission:
         """Give a worker back; whoever is first in line gets it."""
         self._backends.release(backend, ticket.destination)
         if self._limited:
-            if self._line or self._others:
+            if self._lines:
                 self.serve()
-            self._turn.pass_on()
+            self._turn.tell()
 
     def serve(self) -> None:
         """Give what is free to those who have waited longest."""
-        for ticket in list(self._others):
-            self._serve(ticket, self._others)
-        while self._line and self._serve(next(iter(self._line)), self._line):
-            pass
+        stuck: set[_Kind | None] = set()
+        while firsts := [line[0] for kind, line in self._lines.items() if kind not in stuck]:
+            ticket = min(firsts, key=_since)
+            backend = self._take(ticket)
+            if backend is None:
+                stuck.add(ticket.kind)
+            else:
+                self._quit(ticket)
+                ticket.give(backend)
 
-    def _serve(self, ticket: Ticket, line: dict[Ticket, None]) -> bool:
-        backend = self._take(ticket)
-        if backend is None:
-            return False
-        del line[ticket]
-        self._publish()
-        ticket.give(backend)
-        return True
+    def close(self) -> None:
+        """Let nobody wait any more: what becomes free from now on is given to nobody."""
+        self._timeout = 0.0
+        for ticket in [ticket for line in self._lines.values() for ticket in line]:
+            self._quit(ticket)
+            ticket.abort()
 
     def _take(self, ticket: Ticket) -> Backend | None:
         """Choose and lease in one step."""
         if not self._limited or not ticket.limited:
             return self._choose(ticket)
+        ticket.since = ticket.since or time.monotonic_ns()
         with self._turn:
-            if ticket.avoid or self._turn.is_ours(ticket.since or time.monotonic_ns()):
+            if self._turn.is_ours(ticket.since):
                 return self._choose(ticket)
         self._turn.pass_on()
         return None
@@ -133,20 +158,17 @@ class Admission:
 
     def _wait(self, ticket: Ticket, peer: Peer) -> Backend | None:
         now = time.monotonic()
-        if not ticket.since:
-            ticket.since = time.monotonic_ns()
-            ticket.deadline = now + self._timeout
-            self._row.count(WAITED)
         ticket.avoid -= ticket.refused
         ticket.refused.clear()
-        line = self._others if ticket.avoid or not ticket.limited else self._line
-        line[ticket] = None
-        self._publish()
+        self._join(ticket)
         peer.work = ticket
         try:
             # Something may have become free just before others could know that we wait.
             self.serve()
             if ticket.backend is None and not peer.gone:
+                if not ticket.deadline:
+                    ticket.deadline = now + self._timeout
+                    self._row.count(WAITED)
                 ticket.wait(max(0.0, ticket.deadline - now))
             if peer.gone:
                 raise ClientGone
@@ -154,26 +176,55 @@ class Admission:
             return backend
         finally:
             peer.work = None
-            if line.pop(ticket, ticket) is None:
-                self._publish()
+            self._quit(ticket)
             if ticket.backend is not None:
                 backend, ticket.backend = ticket.backend, None
                 self.leave(backend, ticket)
 
+    def _join(self, ticket: Ticket) -> None:
+        ticket.since = ticket.since or time.monotonic_ns()
+        kind = ticket.kind = (ticket.limited, frozenset(ticket.avoid))
+        insort(self._lines.setdefault(kind, []), ticket, key=_since)
+        self._publish()
+
+    def _quit(self, ticket: Ticket) -> None:
+        """Take it out of its line, if it is in one."""
+        if ticket.kind is None:
+            return
+        line = self._lines[ticket.kind]
+        line.remove(ticket)
+        if not line:
+            del self._lines[ticket.kind]
+        ticket.kind = None
+        self._publish()
+
     def _publish(self) -> None:
-        """Tell the other processes of our line, and listen to them while there is one."""
-        first = next(iter(self._line), None)
-        self._turn.publish(first.since if first else 0, len(self._line) + len(self._others))
-        if first is None:
+        """Tell the other processes of our lines, and listen to them while there is one."""
+        plain = self._lines.get(_PLAIN)
+        waiting = sum(map(len, self._lines.values()))
+        choosy = waiting > (len(plain) if plain else 0)
+        self._turn.publish(plain[0].since if plain else 0, waiting, choosy)
+        if not plain:
+            self._turn.pass_on()
+        if bool(self._lines) == self._listening:
+            return
+        self._listening = not self._listening
+        if self._listening:
+            self._bell.start(self._on_bell)
+            self._clock.start(self._look)
+        else:
             self._bell.stop()
             self._clock.stop()
-            self._listening = False
-            self._turn.pass_on()
-        elif not self._listening:
-            self._bell.start(self._on_bell)
-            self._clock.start(self.serve)
-            self._listening = True
 
     def _on_bell(self) -> None:
         self._turn.hush()
         self.serve()
+
+    def _look(self) -> None:
+        """See for ourselves, and send away who waits for nothing: all workers may have been stopped."""
+        self._turn.show_life()
+        self.serve()
+        for (_, avoid), line in self._lines.items():
+            if not self._backends.may_come(avoid):
+                for ticket in line:
+                    ticket.abort()

@@ -116,9 +116,9 @@ class Backends:
     def another_ready(self, avoid: Collection[int], than: Backend) -> bool:
         return any(b.ready and b is not than and b.index not in avoid for b in self.all)
 
-    def may_come(self, avoid: Collection[int]) -> bool:
-        """Tell whether waiting can help: a worker is full, starting, or out for a reason that may pass."""
-        return any(b.index not in avoid and (b.ready or b.state not in _LEAVING) for b in self.all)
+    def may_come(self, avoid: Collection[int], out: bool = True) -> bool:
+        """Tell whether waiting can help: a worker is full, or is `out` for a reason that may pass."""
+        return any(b.index not in avoid and (b.ready or (out and b.state not in _LEAVING)) for b in self.all)
 
     def another_may_know(self, asked: Collection[int]) -> bool:
         """Tell whether a stored response may be with a worker, ready or not, that was not asked.

@@ -70,6 +70,7 @@ class Door:
 
     def _cut(self) -> None:
         self.cutting = True
+        self.admission.close()
         for peer in self.peers:
             peer.abort_work()
 

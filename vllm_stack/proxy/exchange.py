@@ -141,6 +141,8 @@ class Exchange:
             self._peer.work = upstream
             reusable = False
             try:
+                if self._peer.gone:  # while we connected: there was nothing yet to abort
+                    raise ClientGone
                 reusable = self._pass_on(backend, upstream)
             except Broken:
                 backend.suspect("connection broke")

@@ -16,11 +16,14 @@ from contextlib import suppress
 from typing import Self
 
 _CELL = 8  # bytes, a signed 64-bit integer
-_SINCE, _WAITING = 0, 1
-_WIDTH = 2
+_SINCE, _WAITING, _CHOOSY, _AWAKE = range(4)
+_WIDTH = 4
+# Nanoseconds without a sign of life after which nobody waits for a process to take its turn.
+_ASLEEP = 2_000_000_000
 # Seconds. A process that was stopped with the lock in its hand must not stop the others: they go on
-# without, and the worst that comes of it is a place taken twice.
-_PATIENCE = 0.005
+# without, and the worst that comes of it is a place taken twice. One that only lost its processor
+# for a moment gets it back within this.
+_PATIENCE = 0.1
 
 
 class Turns:
@@ -49,15 +52,22 @@ class Turn:
         self._turns = turns
         self._row = row
         self._locked = False
+        self._patience = _PATIENCE
         self.bell = turns.bells[row]
 
-    def publish(self, since: int, waiting: int) -> None:
-        """Say since when (`time.monotonic_ns`) our first request waits for a place, 0 if none does.
+    def publish(self, since: int, waiting: int, choosy: bool) -> None:
+        """Say since when (`time.monotonic_ns`) our first request waits for any place, 0 if none does.
 
-        `waiting` is how many wait in all, also those for whom it is not a matter of turns.
+        `waiting` is how many wait in all. `choosy` are those that do not take every place: nobody
+        has to wait for them, but they hear of every place that becomes free.
         """
         cells, cell = self._turns.cells, self._row * _WIDTH
-        cells[cell + _SINCE], cells[cell + _WAITING] = since, waiting
+        cells[cell + _SINCE], cells[cell + _WAITING], cells[cell + _CHOOSY] = since, waiting, choosy
+        self.show_life()
+
+    def show_life(self) -> None:
+        """Say that we can take our turn; whoever waits has to, again and again."""
+        self._turns.cells[self._row * _WIDTH + _AWAKE] = time.monotonic_ns()
 
     def is_ours(self, since: int) -> bool:
         """Tell whether no request of another process has waited for longer than since `since`."""
@@ -68,30 +78,54 @@ class Turn:
         """Call the process whose request has waited longest, if there is one beside us."""
         first = self._first_elsewhere()
         if first is not None:
-            with suppress(BlockingIOError):  # a bell that was rung 2^64 times is heard all the same
-                os.eventfd_write(self._turns.bells[first[1]], 1)
+            self._ring(first[1])
+
+    def tell(self) -> None:
+        """Say that a place became free: also to those who may have waited for just this one."""
+        self.pass_on()
+        choosy = self._turns.cells[_CHOOSY::_WIDTH].tolist()
+        if any(choosy):
+            for row, here in enumerate(choosy):
+                if here and row != self._row:
+                    self._ring(row)
 
     def hush(self) -> None:
         """Take note of our bell."""
         with suppress(BlockingIOError):
             os.eventfd_read(self.bell)
 
+    def _ring(self, row: int) -> None:
+        with suppress(BlockingIOError):  # a bell that was rung 2^64 times is heard all the same
+            os.eventfd_write(self._turns.bells[row], 1)
+
     def _first_elsewhere(self) -> tuple[int, int] | None:
-        since = self._turns.cells[_SINCE::_WIDTH].tolist()
-        return min(((at, row) for row, at in enumerate(since) if at and row != self._row), default=None)
+        cells = self._turns.cells
+        since = cells[_SINCE::_WIDTH].tolist()
+        firsts = [(at, row) for row, at in enumerate(since) if at and row != self._row]
+        if not firsts:  # the usual case
+            return None
+        asleep = time.monotonic_ns() - _ASLEEP
+        return min((first for first in firsts if cells[first[1] * _WIDTH + _AWAKE] > asleep), default=None)
 
     def __enter__(self) -> Self:
-        end = time.monotonic() + _PATIENCE
-        while not self._locked:
-            try:
-                fcntl.lockf(self._turns.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._locked = True
-            except OSError:
-                if time.monotonic() > end:
-                    break
+        end = time.monotonic() + self._patience
+        while not self._try_lock():
+            if time.monotonic() > end:
+                self._patience = 0.0  # until it is free again: a stopped process costs us this once
+                return self
+            os.sched_yield()  # without a switch to another greenlet, as every sleep would be
+        self._patience = _PATIENCE
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._locked:
             self._locked = False
             fcntl.lockf(self._turns.lock, fcntl.LOCK_UN)
+
+    def _try_lock(self) -> bool:
+        try:
+            fcntl.lockf(self._turns.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        self._locked = True
+        return True
