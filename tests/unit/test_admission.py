@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -124,6 +125,8 @@ def house() -> Iterator[MakeHouse]:
         for process in made.processes:
             process.admission._bell.close()
             process.admission._clock.close()
+        for descriptor in (*made.board.turns.bells, made.board.turns.lock):
+            os.close(descriptor)
 
 
 # ------------------------------------------------------------------ order
@@ -141,12 +144,10 @@ def test_they_are_served_in_the_order_they_came_whichever_process_they_came_to(
         visit.leave()
 
 
-def test_a_newcomer_takes_no_place_before_those_who_wait_elsewhere_have_heard_of_it(house: MakeHouse) -> None:
+def test_a_place_goes_to_the_first_in_line_in_the_moment_it_becomes_free(house: MakeHouse) -> None:
     full = house(processes=2)
-    first = full.visit(0, "first")
-    second = full.visit(0, "second")
+    first, second = full.visit(0, "first"), full.visit(0, "second")
     first.leave()
-    # In this very moment the place is free, if process 0 did not give it away at once.
     third = full.visit(1, "third")
     full.settle("first", "second")
     second.leave()
@@ -154,12 +155,14 @@ def test_a_newcomer_takes_no_place_before_those_who_wait_elsewhere_have_heard_of
     third.leave()
 
 
-def test_a_newcomer_elsewhere_does_not_take_what_the_first_in_line_has_not_heard_of(house: MakeHouse) -> None:
+@pytest.mark.parametrize("process", [0, 1, 2])
+def test_a_newcomer_does_not_take_what_the_first_in_line_has_not_heard_of(
+    house: MakeHouse, process: int
+) -> None:
     full = house(processes=3)
-    holder = full.visit(0, "holder")
-    waiting = full.visit(1, "waiting")
-    holder.leave()  # process 1 hears the bell when the hub runs
-    newcomer = full.visit(2, "newcomer")
+    holder, waiting = full.visit(0, "holder"), full.visit(1, "waiting")
+    holder.leave()  # process 1 hears the bell when the hub looks
+    newcomer = Visit(full.processes[process], full.served, "newcomer")
     full.settle("holder", "waiting")
     waiting.leave()
     full.settle("holder", "waiting", "newcomer")
@@ -281,16 +284,14 @@ def test_a_patience_of_nothing_is_no_wait(house: MakeHouse) -> None:
     holder.leave()
 
 
-def test_nobody_waits_any_more_once_the_line_is_closed(house: MakeHouse) -> None:
+def test_nobody_is_let_in_any_more_once_the_line_is_closed(house: MakeHouse) -> None:
     full = house()
     holder, waiting = full.visit(0, "holder"), full.visit(0, "waiting")
     full.processes[0].admission.close()
     holder.leave()  # in the same moment: the place is for nobody
     full.settle("holder", "waiting: nobody")
-    holder = full.visit(0, "another")
-    assert full.processes[0].take() is None
-    holder.leave()
     assert waiting.backend is None
+    assert full.processes[0].take() is None
 
 
 @pytest.mark.parametrize("state", ["stopping", "stopped"])
@@ -368,6 +369,7 @@ def test_without_a_limit_all_who_wait_for_a_start_go_at_once(house: MakeHouse) -
     full.processes[0].ready(0, state="not listening")
     visits = [full.visit(0, str(number)) for number in range(5)]
     assert (full.waiting(), full.served) == (5, [])
+    full.processes[0].admission._clock.stop()  # nobody has to look for it
     full.processes[0].ready(0)
     full.settle("0", "1", "2", "3", "4")
     assert full.board.totals()["waited"] == 5

@@ -7,7 +7,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,16 +24,28 @@ def rung(turn: Turn) -> bool:
     return heard
 
 
-def three() -> tuple[Turns, Turn, Turn, Turn]:
+Three = tuple[Turns, Turn, Turn, Turn]
+
+
+@pytest.fixture
+def turns() -> Iterator[Turns]:
+    """Room for three processes, on rows 1 to 3."""
     turns = Turns(4)
+    yield turns
+    for descriptor in (*turns.bells, turns.lock):
+        os.close(descriptor)
+
+
+@pytest.fixture
+def three(turns: Turns) -> Three:
     return turns, Turn(turns, 1), Turn(turns, 2), Turn(turns, 3)
 
 
 # ------------------------------------------------------------------ whose turn it is
 
 
-def test_it_is_the_turn_of_who_waited_longest_in_all_processes() -> None:
-    _, a, b, c = three()
+def test_it_is_the_turn_of_who_waited_longest_in_all_processes(three: Three) -> None:
+    _, a, b, c = three
     now = time.monotonic_ns()
     assert a.is_ours(now)
     b.publish(now - 20, 1, choosy=False)
@@ -45,8 +57,8 @@ def test_it_is_the_turn_of_who_waited_longest_in_all_processes() -> None:
     assert c.is_ours(now - 10)
 
 
-def test_the_bell_rings_where_the_longest_wait_is_and_nowhere_else() -> None:
-    _, a, b, c = three()
+def test_the_bell_rings_where_the_longest_wait_is_and_nowhere_else(three: Three) -> None:
+    _, a, b, c = three
     now = time.monotonic_ns()
     a.pass_on()
     assert not rung(b)
@@ -58,8 +70,8 @@ def test_the_bell_rings_where_the_longest_wait_is_and_nowhere_else() -> None:
     assert (rung(a), rung(b), rung(c)) == (False, False, True)
 
 
-def test_those_who_want_a_certain_place_hear_of_every_one_and_hold_up_nobody() -> None:
-    _, a, b, c = three()
+def test_those_who_want_a_certain_place_hear_of_every_one_and_hold_up_nobody(three: Three) -> None:
+    _, a, b, c = three
     b.publish(0, 1, choosy=True)
     c.publish(time.monotonic_ns(), 2, choosy=True)
     a.pass_on()
@@ -70,8 +82,8 @@ def test_those_who_want_a_certain_place_hear_of_every_one_and_hold_up_nobody() -
     assert a.is_ours(time.monotonic_ns())
 
 
-def test_all_who_wait_are_counted_and_the_ended_are_forgotten() -> None:
-    turns, a, b, _ = three()
+def test_all_who_wait_are_counted_and_the_ended_are_forgotten(three: Three) -> None:
+    turns, a, b, _ = three
     b.publish(5, 3, choosy=True)
     a.publish(9, 2, choosy=False)
     assert turns.waiting() == 5
@@ -82,9 +94,11 @@ def test_all_who_wait_are_counted_and_the_ended_are_forgotten() -> None:
     assert not rung(b)
 
 
-def test_nobody_waits_long_for_a_process_that_shows_no_life(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_long_for_a_process_that_shows_no_life(
+    three: Three, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(turns_module, "_ASLEEP", 50_000_000)
-    _, a, b, _ = three()
+    _, a, b, _ = three
     since = time.monotonic_ns()
     b.publish(since, 1, choosy=False)
     assert not a.is_ours(time.monotonic_ns())
@@ -135,8 +149,7 @@ def has_lock(turn: Turn) -> bool:
         return turn._locked
 
 
-def test_no_two_processes_have_the_lock_at_a_time() -> None:
-    turns = Turns(4)
+def test_no_two_processes_have_the_lock_at_a_time(turns: Turns) -> None:
     memory = mmap.mmap(-1, 8)
     cell = memoryview(memory).cast("q")
 
@@ -155,9 +168,8 @@ def test_no_two_processes_have_the_lock_at_a_time() -> None:
     assert cell[0] == 6000
 
 
-def test_the_lock_of_a_process_that_dies_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_of_a_process_that_dies_is_free(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns_module, "_PATIENCE", 0.05)
-    turns = Turns(3)
     pid = holder(turns, 1)
     turn = Turn(turns, 2)
     assert not has_lock(turn)
@@ -165,8 +177,7 @@ def test_the_lock_of_a_process_that_dies_is_free(monkeypatch: pytest.MonkeyPatch
     assert has_lock(turn)
 
 
-def test_a_stopped_holder_holds_up_the_others_once_and_shortly() -> None:
-    turns = Turns(3)
+def test_a_stopped_holder_holds_up_the_others_once_and_shortly(turns: Turns) -> None:
     pid = holder(turns, 1)
     try:
         os.kill(pid, signal.SIGSTOP)

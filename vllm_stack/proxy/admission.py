@@ -92,6 +92,7 @@ class Admission:
         # In the order they came, none of them empty. If the first of a kind cannot go, none of it can.
         self._lines: dict[_Kind, list[Ticket]] = {}
         self._listening = False
+        self._closed = False
         loop = get_hub().loop
         self._bell = loop.io(self._turn.bell, 1)
         self._clock = loop.timer(_LOOK, _LOOK)
@@ -104,6 +105,8 @@ class Admission:
         Who is not `patient` waits for a worker that is full, not for one that starts. Raises
         `ClientGone` for a client that left while it waited.
         """
+        if self._closed:
+            return None
         if not (self._lines and ticket.limited):
             backend = self._take(ticket)
             if backend is not None:
@@ -133,8 +136,8 @@ class Admission:
                 ticket.give(backend)
 
     def close(self) -> None:
-        """Let nobody wait any more: what becomes free from now on is given to nobody."""
-        self._timeout = 0.0
+        """Let nobody in any more, and end all waits."""
+        self._closed = True
         for ticket in [ticket for line in self._lines.values() for ticket in line]:
             self._quit(ticket)
             ticket.abort()

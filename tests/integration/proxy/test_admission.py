@@ -485,6 +485,7 @@ def test_at_the_end_who_waits_is_told_when_there_is_no_time(
     ).start()
     (holder,) = hold(stack, wires)
     line = queue(stack, wires, 6)
+    late = wires.enter_context(stack.wire()).send(request(body=HOLD)[:-1])
     stack.proxy.send_signal(signal.SIGTERM)
     answers = [wire.answer() for wire in line]
     refused = [answer for answer in answers if answer.status != 200]
@@ -493,6 +494,8 @@ def test_at_the_end_who_waits_is_told_when_there_is_no_time(
     assert {(answer.status, answer.error["code"]) for answer in refused} <= {(503, "shutting_down")}
     assert all(int(answer.header("retry-after") or 0) > 0 for answer in refused)
     assert list(holder.chunks())[-1] is None
+    # There is a place for it by now, but no time.
+    assert late.send(request(body=HOLD)[-1:]).answer().error["code"] == "shutting_down"
     stack.proxy.wait(5)
     until(lambda: not group_members(stack.proxy.pid), 2, "no process of the proxy is left")
 

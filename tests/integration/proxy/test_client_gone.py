@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from tests.integration.proxy.harness import Stack, Wire, chat, request
+from tests.integration.proxy.harness import HOST, Stack, Wire, chat, read_request, request
 from tests.support.polling import throughout, until
 
 Leave = Callable[[Wire], object]
@@ -117,3 +120,49 @@ def test_an_answer_that_breaks_is_no_client_that_went(stack: Stack) -> None:
     after = stack.totals()
     assert (after["client_gone"], after["failures"]) == (before["client_gone"], before["failures"] + 1)
     stack.wait_ready()
+
+
+class BusyWorker:
+    """A worker that answers its health, and accepts any other connection only when it is let."""
+
+    def __init__(self, port: int) -> None:
+        self.address = (HOST, port)
+        self.requests: list[bytes] = []
+        self.free = threading.Event()
+        self._listener = socket.create_server(self.address, backlog=0)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self.free.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                sock, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+                self.free.wait()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with sock, contextlib.suppress(OSError):
+            while data := read_request(sock):
+                self.requests.append(data)
+                sock.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+
+
+def test_a_client_that_goes_while_we_connect_is_not_worked_for(new_stack: Callable[..., Stack]) -> None:
+    stack = new_stack(workers=1)
+    worker = BusyWorker(stack.workers[0].port)
+    with ExitStack() as cleaning:
+        cleaning.callback(worker.close)
+        stack.start(workers=False)
+        with contextlib.suppress(TimeoutError):
+            while True:  # fill the backlog, so that the next connection has to wait
+                cleaning.enter_context(socket.create_connection(worker.address, timeout=0.2))
+        with stack.wire() as wire:
+            wire.send(request(body=chat()))
+            until(lambda: stack.in_flight() == [1], 5, "it is in flight")
+        worker.free.set()
+        until(lambda: stack.in_flight() == [0], 5, "it is in flight no more")
+    assert not any(seen.startswith(b"POST") for seen in worker.requests)

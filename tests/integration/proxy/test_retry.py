@@ -7,7 +7,6 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -381,49 +380,7 @@ def test_round_robin_takes_turns(new_stack: MakeStack) -> None:
     assert ports == ports[:3] * 3
 
 
-# ------------------------------------------------------------------ everything at once
-
-STORM: list[dict[str, Any]] = [
-    {},
-    {"tokens": 2, "delay": 0.02},
-    {"reset_before_head": True},
-    {"close_before_head": True},
-    {"reset_after_events": 3},
-    {"close_after_events": 2},
-    {"cut_mid_event": 2},
-    {"bad_chunk": True},
-    {"garbage_head": True},
-    {"cl_and_te": True},
-    {"abort": True},
-    {"status": 500},
-    {"status": 204},
-    {"interim": 103},
-    {"no_body_framing": True},
-    {"extra_bytes_after_body": True},
-    {"close_mid_body": 20},
-    {"huge_head": 200_000},
-]
-
-
-def one_of_the_storm(stack: Stack, number: int) -> int:
-    fault = STORM[number % len(STORM)]
-    with stack.wire() as wire:
-        wire.send(request(body=chat(stream=number % 2 == 0, **fault)))
-        if number % 7 == 0:
-            wire.reset()
-            return 0
-        return wire.answer().status
-
-
-def test_counters_end_at_zero_after_a_storm_of_all_faults(four: Stack) -> None:
-    with ThreadPoolExecutor(16) as pool:
-        seen = Counter(pool.map(lambda number: one_of_the_storm(four, number), range(400)))
-    assert set(seen) <= {0, 200, 204, 500, 502, 503}
-    until(lambda: four.in_flight() == [0, 0, 0, 0], 5, "nothing is in flight")
-    until(lambda: not any(w.state()["in_flight"] for w in four.workers), 5, "no worker works for nobody")
-    assert four.malformed() == []
-    four.wait_ready()
-    assert statuses(ask_many(four, request(body=chat(tokens=1)), 20)) == {200}
+# ------------------------------------------------------------------ processes that are killed
 
 
 def proxy_processes(stack: Stack) -> list[int]:
