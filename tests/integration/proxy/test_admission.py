@@ -115,6 +115,15 @@ def home(stack: Stack, wire: Wire) -> int | None:
     return None
 
 
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def wires_at_both(stack: Stack, wires: ExitStack, each: int) -> dict[int, list[Wire]]:
     """Open connections until both processes have `each` of them: where one lands is chance."""
     found: dict[int, list[Wire]] = {pid: [] for pid in proxy_processes(stack)}
@@ -199,18 +208,19 @@ def test_first_come_first_served_over_two_processes(new_stack: MakeStack, wires:
     assert numbers(stack) == list(range(24))
 
 
-def test_newcomers_at_one_process_do_not_overtake_the_line_of_another(
+def test_who_comes_later_to_the_process_that_frees_the_place_does_not_overtake_the_line_of_another(
     new_stack: MakeStack, wires: ExitStack
 ) -> None:
-    """The line moves the whole time, so places become free under the newcomers' hands."""
     stack = new_stack(workers=1, max_inflight_per_worker=1, queue_timeout=LONG, proxy_processes=2).start()
     here, there = wires_at_both(stack, wires, 8).values()
-    (holder,) = hold(stack, wires)
+    holder = there.pop()
+    assert holder.send(request(body=HOLD)).head().status == 200
     for number, wire in enumerate(here):
-        queue_up(stack, wire, number, chat(tokens=1, delay=0.05))
-    holder.reset()
+        queue_up(stack, wire, number)
     for wire in there:
         wire.send(numbered(1000))
+    wait_for_line(stack, len(here + there))
+    holder.reset()
     assert {wire.answer().status for wire in here + there} == {200}
     assert numbers(stack) == [*range(len(here)), *[1000] * len(there)]
 
@@ -386,12 +396,20 @@ def test_a_client_that_leaves_the_line_frees_its_place(
 
 
 def test_a_client_that_leaves_as_its_turn_comes_gives_it_to_the_next(one: Stack) -> None:
-    for round_ in range(30):
-        with ExitStack() as wires:
-            (holder,) = hold(one, wires)
+    """The proxy is stopped meanwhile, so it hears of the free place and of the leave in one breath."""
+    worker = one.workers[0]
+    (process,), engine = proxy_processes(one), worker.state()["engine_pid"]
+    for _ in range(8):
+        with ExitStack() as wires, stopped(engine):
+            finished = worker.state()["finished"]
+            holder = wires.enter_context(one.wire()).send(request(body=chat(tokens=1, first_delay=0.2)))
+            until(lambda: one.in_flight() == [1], 5, "the place is taken")
             leaver, stayer = queue(one, wires, 2)
-            for wire in (holder, leaver) if round_ % 2 else (leaver, holder):
-                wire.reset()
+            with stopped(process):
+                os.kill(engine, signal.SIGCONT)
+                until(lambda: worker.state()["finished"] > finished, 5, "the answer is there")  # noqa: B023
+                leaver.reset()
+            assert holder.answer().status == 200
             assert stayer.answer().status == 200
     one.wait_quiet()
 
@@ -439,18 +457,15 @@ def test_a_process_that_is_stopped_does_not_hold_up_the_line_of_the_other(
     new_stack: MakeStack, wires: ExitStack
 ) -> None:
     with two_processes(new_stack, wires) as (stack, ours):
-        (stopped, theirs), (_, kept) = ours.items()
+        (hung, theirs), (_, kept) = ours.items()
         holders = kept[2:4]
         for wire in holders:
             assert wire.send(request(body=HOLD)).head().status == 200
         for wire in [*theirs[:1], *kept[:2]]:
             queue_up(stack, wire)
-        os.kill(stopped, signal.SIGSTOP)
-        try:
+        with stopped(hung):
             holders[0].reset()
             assert [wire.answer().status for wire in kept[:2]] == [200] * 2
-        finally:
-            os.kill(stopped, signal.SIGCONT)
         assert theirs[0].answer().status == 200
 
 
