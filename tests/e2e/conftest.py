@@ -1,4 +1,4 @@
-"""One stack of real vLLM servers on the CPU, with a tiny random model, for all end-to-end tests."""
+"""Stacks of real vLLM servers on the CPU, with tiny random models, for all end-to-end tests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
 from tests.support.ports import free_ports
@@ -23,16 +24,18 @@ KEY = "sk-end-to-end"
 class RealStack:
     """A rendered stack with real vLLM, and the operator's commands on it."""
 
-    def __init__(self, home: Path, ledger: ProcessLedger) -> None:
+    def __init__(self, home: Path, ledger: ProcessLedger, workers: int = 2) -> None:
         self.home = home
         self.layout = Layout.at(home / "out")
         self.ledger = ledger
-        self.worker_ports = free_ports(2)
+        self.worker_ports = free_ports(workers)
         self.port, self.admin_port = free_ports(2)
 
-    def render(self, model: Path) -> None:
+    def render(self, model: Path, *vllm_arguments: str) -> None:
+        assert (BIN / "vllm").exists(), "vLLM is not installed here: run `make install`"
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         options = {
-            "--workers": "2",
+            "--workers": str(len(self.worker_ports)),
             "--device": "cpu",
             "--base-port": str(self.worker_ports[0]),
             "--port": str(self.port),
@@ -42,8 +45,10 @@ class RealStack:
             "--out": "out",
         }
         words = [word for pair in options.items() for word in pair]
-        result = self.vllm_stack("render", str(model), *words, "--", "--max-model-len", "1024")
+        vllm = ("--", "--max-model-len", "1024", *vllm_arguments)
+        result = self.vllm_stack("render", str(model), *words, *vllm)
         assert result.returncode == 0, result.stderr
+        self.ledger.title_prefix = f"vllm-stack:{self.name}"
 
     def start(self) -> subprocess.Popen[bytes]:
         self.ledger.watch(self.layout.out)
@@ -62,6 +67,10 @@ class RealStack:
     def _run(self, *argv: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(argv, cwd=self.home, capture_output=True, text=True, check=False, timeout=600)
 
+    def wait(self) -> None:
+        result = self.vllm_stack("wait", "--timeout", "600")
+        assert result.returncode == 0, result.stdout + result.stderr
+
     def log(self, name: str) -> str:
         return (self.layout.logs / f"{name}.log").read_text("utf-8", "replace")
 
@@ -70,23 +79,32 @@ class RealStack:
         return str(json.loads(self.layout.stack_json.read_text())["name"])
 
 
+def client(stack: RealStack, key: str = KEY) -> openai.OpenAI:
+    """A client that never tries again by itself: what fails is seen."""
+    return client_at(stack.port, key)
+
+
+def client_at(port: int, key: str) -> openai.OpenAI:
+    """Such a client, at one of the stack's ports."""
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key=key, max_retries=0, timeout=120)
+
+
+def make_model(module: str, path: Path) -> Path:
+    """Have a model made in another process, because it needs torch."""
+    subprocess.run([sys.executable, "-m", module, str(path)], cwd=REPOSITORY, check=True, timeout=300)
+    return path
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of 100,000 parameters; made in another process, because it needs torch."""
-    path = tmp_path_factory.mktemp("models") / "tiny"
-    subprocess.run(
-        [sys.executable, "tests/tiny_model.py", str(path)], cwd=REPOSITORY, check=True, timeout=300
-    )
-    return path
+    """A random Llama of 100,000 parameters."""
+    return make_model("tests.tiny_model", tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture
 def real_stack(tmp_path: Path, tiny_model: Path) -> Iterator[RealStack]:
     """A rendered stack that was not started; the test fails if a process of it is left at its end."""
-    assert (BIN / "vllm").exists(), "vLLM is not installed here: run `make install`"
-    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
     with ProcessLedger(grace=60) as ledger:
         stack = RealStack(tmp_path, ledger)
         stack.render(tiny_model)
-        ledger.title_prefix = f"vllm-stack:{stack.name}"
         yield stack

@@ -12,18 +12,11 @@ import psutil
 import pytest
 import requests
 
-from tests.e2e.conftest import KEY, RealStack
+from tests.e2e.conftest import KEY, RealStack, client
 from tests.support.polling import until
 from tests.support.processes import find_by_directory, is_alive, listeners
 
 pytestmark = pytest.mark.timeout(900)
-
-
-def client(stack: RealStack, key: str = KEY) -> openai.OpenAI:
-    """A client that never tries again by itself: what fails is seen."""
-    return openai.OpenAI(
-        base_url=f"http://127.0.0.1:{stack.port}/v1", api_key=key, max_retries=0, timeout=120
-    )
 
 
 def worker_states(stack: RealStack) -> dict[str, dict[str, Any]]:
@@ -78,8 +71,7 @@ def test_a_stack_of_real_vllm_serves_survives_and_stops(real_stack: RealStack) -
     """One start serves all the steps: loading takes most of a minute."""
     stack = real_stack
     supervisord = stack.start()
-    result = stack.vllm_stack("wait", "--timeout", "600")
-    assert result.returncode == 0, result.stdout + result.stderr
+    stack.wait()
     status = stack.supervisorctl("status")
     assert status.stdout.count("RUNNING") + status.stdout.count("STARTING") == 3, status.stdout
     assert requests.get(f"http://127.0.0.1:{stack.port}/health", timeout=10).status_code == 200
