@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import math
 import wave
 from collections.abc import Iterator
@@ -13,8 +15,10 @@ from typing import Any
 
 import openai
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
-from tests.e2e.conftest import RealStack, client, client_at, make_model
+from tests.e2e.conftest import KEY, RealStack, client, client_at, make_model
 from tests.support.processes import ProcessLedger
 from vllm_stack.proxy.request import HELD_BODY
 
@@ -127,3 +131,52 @@ def test_what_is_no_sound_is_the_clients_error(proxied: openai.OpenAI) -> None:
         proxied.audio.transcriptions.create(
             model=proxied.models.list().data[0].id, file=("sound.wav", b"no sound")
         )
+
+
+# ------------------------------------------------------------------ /v1/realtime, a WebSocket
+
+
+def realtime(port: int, key: str) -> ClientConnection:
+    url = f"ws://127.0.0.1:{port}/v1/realtime"
+    return connect(url, additional_headers={"authorization": f"Bearer {key}"}, open_timeout=30)
+
+
+def hear(session: ClientConnection, model: str, sound: Sound) -> str:
+    """Send a sound in pieces, as it would come from a microphone, and give what the model heard."""
+
+    def say(kind: str, **fields: object) -> None:
+        session.send(json.dumps({"type": kind, **fields}))
+
+    assert json.loads(session.recv(30))["type"] == "session.created"
+    say("session.update", model=model)
+    say("input_audio_buffer.commit")
+    with wave.open(io.BytesIO(sound.wav)) as reader:
+        while piece := reader.readframes(SAMPLE_RATE // 10):
+            say("input_audio_buffer.append", audio=base64.b64encode(piece).decode())
+    say("input_audio_buffer.commit", final=True)
+    deltas = []
+    while (event := json.loads(session.recv(60)))["type"] != "transcription.done":
+        assert event["type"] == "transcription.delta", event
+        deltas.append(event["delta"])
+    assert len(deltas) > 1
+    assert "".join(deltas) == event["text"]
+    text: str = event["text"]
+    return text
+
+
+def test_a_realtime_session_hears_through_the_proxy_what_the_worker_hears(
+    audio_stack: RealStack, proxied: openai.OpenAI
+) -> None:
+    model = proxied.models.list().data[0].id
+    internal = audio_stack.layout.internal_key.read_text().strip()
+    with (
+        realtime(audio_stack.port, KEY) as through,
+        realtime(audio_stack.worker_ports[0], internal) as direct,
+    ):
+        assert hear(through, model, SMALL) == hear(direct, model, SMALL)
+
+
+def test_a_realtime_session_needs_a_key(audio_stack: RealStack) -> None:
+    for port in (audio_stack.port, audio_stack.worker_ports[0]):
+        with pytest.raises(InvalidStatus, match="401"):
+            realtime(port, "wrong")

@@ -484,12 +484,19 @@ def mutated(draw: st.DrawFn) -> bytes:
     return data
 
 
+def readable(wire: Wire, seconds: float) -> bool:
+    """Tell whether something comes in time; unlike `select.select`, of any descriptor."""
+    poll = select.poll()
+    poll.register(wire.sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
 def statuses_of(wire: Wire) -> list[int]:
     """Return the statuses that came; a request that is not whole is ended after a while."""
     found: list[int] = []
-    if not select.select([wire.sock], [], [], 0.1)[0]:
+    if not readable(wire, 0.1):
         wire.finish()
-    while select.select([wire.sock], [], [], 0.05)[0] or wire.buffered:
+    while readable(wire, 0.05) or wire.buffered:
         if wire.ended():
             return found
         found.append(final(wire).status)
