@@ -60,7 +60,7 @@ class Visit:
 
     def __init__(self, process: Process, served: list[str], name: str, **ticket: Any) -> None:
         self.process, self.served, self.name = process, served, name
-        self.ticket = Ticket(ANYWHERE, ticket.pop("limited", True), ticket.pop("avoid", ()))
+        self.ticket = Ticket(ANYWHERE, ticket.pop("limited", True), frozenset(ticket.pop("avoid", ())))
         self.peer = FakePeer()
         self.patient = ticket.pop("patient", True)
         self.begin()
@@ -187,8 +187,8 @@ def test_a_request_that_must_be_sent_again_keeps_its_place(house: MakeHouse) -> 
     assert failed
     failed.mark(False, "not listening")
     first.leave()
-    first.ticket.avoid.add(failed.index)
-    first.ticket.refused.add(failed.index)
+    first.ticket.avoid |= {failed.index}
+    first.ticket.refused |= {failed.index}
     first.begin()
     full.settle("first", "second")
     assert full.waiting() == 2
@@ -310,7 +310,7 @@ def test_who_may_not_wait_for_a_worker_that_starts_waits_for_one_that_is_full(ho
     full = house(workers=2)
     full.processes[0].ready(1, state="not listening")
     holder = full.visit(0, "holder")
-    lost = Ticket(ANYWHERE, True, {0})
+    lost = Ticket(ANYWHERE, True, frozenset({0}))
     assert full.processes[0].take(lost, patient=False) is None
     asking = full.visit(0, "asking", patient=False, avoid={1})
     assert full.waiting() == 1

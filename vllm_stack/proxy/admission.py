@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Iterable
 
 from gevent import get_hub
 from gevent.event import Event
@@ -22,9 +21,10 @@ from vllm_stack.proxy.scoreboard import WAITED, Row
 
 # Seconds between looks while somebody waits, beside being told: a process may die before it tells.
 _LOOK = 0.25
+NOBODY: frozenset[int] = frozenset()
 # Whether the limit is minded, and whom not to go to. Those of one kind may go to the same workers.
 _Kind = tuple[bool, frozenset[int]]
-_PLAIN: _Kind = (True, frozenset())
+_PLAIN: _Kind = (True, NOBODY)
 
 
 class Ticket:
@@ -47,11 +47,11 @@ class Ticket:
         "since",
     )
 
-    def __init__(self, destination: Destination, limited: bool, avoid: Iterable[int] = ()) -> None:
+    def __init__(self, destination: Destination, limited: bool, avoid: frozenset[int] = NOBODY) -> None:
         self.destination = destination
         self.limited = limited
-        self.avoid = set(avoid)
-        self.refused: set[int] = set()
+        self.avoid = avoid
+        self.refused = NOBODY
         # Nanoseconds; set when it first asks for one of a limited number of places, or has to wait.
         self.since = 0
         # Set when it first has to wait.
@@ -96,8 +96,7 @@ class Admission:
         loop = get_hub().loop
         self._bell = loop.io(self._turn.bell, 1)
         self._clock = loop.timer(_LOOK, _LOOK)
-        for backend in backends.all:
-            backend.on_ready = self.serve
+        backends.on_turn = self.serve
 
     def enter(self, ticket: Ticket, peer: Peer, patient: bool = True) -> Backend | None:
         """Give a leased worker, at once or after a wait; None if there is none in time.
@@ -107,10 +106,12 @@ class Admission:
         """
         if self._closed:
             return None
-        if not (self._lines and ticket.limited):
-            backend = self._take(ticket)
-            if backend is not None:
-                return backend
+        if not (self._lines or self._limited):  # the usual case
+            backend = self._backends.take(ticket.avoid, ticket.destination, False)
+        else:
+            backend = None if self._lines and ticket.limited else self._take(ticket)
+        if backend is not None:
+            return backend
         if self._timeout <= 0 or not self._backends.may_come(ticket.avoid - ticket.refused, patient):
             return None
         return self._wait(ticket, peer)
@@ -145,24 +146,18 @@ class Admission:
     def _take(self, ticket: Ticket) -> Backend | None:
         """Choose and lease in one step."""
         if not self._limited or not ticket.limited:
-            return self._choose(ticket)
+            return self._backends.take(ticket.avoid, ticket.destination, False)
         ticket.since = ticket.since or time.monotonic_ns()
         with self._turn:
             if self._turn.is_ours(ticket.since):
-                return self._choose(ticket)
+                return self._backends.take(ticket.avoid, ticket.destination, True)
         self._turn.pass_on()
         return None
-
-    def _choose(self, ticket: Ticket) -> Backend | None:
-        backend = self._backends.choose(ticket.avoid, ticket.destination, ticket.limited)
-        if backend is not None:
-            self._backends.lease(backend, ticket.destination)
-        return backend
 
     def _wait(self, ticket: Ticket, peer: Peer) -> Backend | None:
         now = time.monotonic()
         ticket.avoid -= ticket.refused
-        ticket.refused.clear()
+        ticket.refused = NOBODY
         self._join(ticket)
         peer.work = ticket
         try:
@@ -186,7 +181,7 @@ class Admission:
 
     def _join(self, ticket: Ticket) -> None:
         ticket.since = ticket.since or time.monotonic_ns()
-        kind = ticket.kind = (ticket.limited, frozenset(ticket.avoid))
+        kind = ticket.kind = (ticket.limited, ticket.avoid)
         insort(self._lines.setdefault(kind, []), ticket, key=_since)
         self._publish()
 

@@ -10,7 +10,7 @@ from gevent.event import Event
 
 from vllm_stack.address import Address
 from vllm_stack.proxy import via
-from vllm_stack.proxy.destination import ANYWHERE, Destination, make_reader
+from vllm_stack.proxy.destination import ANYWHERE, Destination, Reader, make_reader
 from vllm_stack.proxy.policy import Choice, make_choice
 from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.scoreboard import Row, Scoreboard
@@ -52,8 +52,8 @@ class Backend:
         self._notice = server.stopping
         # Set to have the worker probed now instead of at the next tick.
         self.look = Event()
-        # Called when requests can go to it again.
-        self.on_ready: Callable[[], None] = lambda: None
+        # Called when requests begin or cease to go to it.
+        self.on_turn: Callable[[], None] = lambda: None
 
     def is_stopping(self) -> bool:
         """The worker was told to stop: it still answers, but only to end what it has begun."""
@@ -63,10 +63,10 @@ class Backend:
         """Note what was seen of the worker, and say so when it changed."""
         if state != self.state:
             _log.info("%s: %s -> %s", self.name, self.state, state)
-        came = ready and not self.ready
+        turned = ready is not self.ready
         self.ready, self.state = ready, state
-        if came:
-            self.on_ready()
+        if turned:
+            self.on_turn()
 
     def suspect(self, state: str) -> None:
         """Take the worker out of the choice until a probe finds it well."""
@@ -87,31 +87,42 @@ class Backends:
         self._limit = settings.max_inflight
         names = [backend.name for backend in self.all]
         self._choice: Choice = make_choice(settings.policy, names, board.homes)
-        self._read = make_reader(settings.policy, settings.session_header)
         # How many requests of this process are in flight with a routing key.
         self._asking: dict[int, int] = {}
+        # Says where a request would like to go; asked once for each, however often it is sent.
+        self.destination: Reader = (
+            make_reader(settings.policy, settings.session_header) if len(self.all) > 1 else lambda _: ANYWHERE
+        )
+        # The indices of those that requests go to.
+        self._ready: list[int] = []
+        # Called when there are others than before.
+        self.on_turn: Callable[[], None] = lambda: None
+        for backend in self.all:
+            backend.on_turn = self._turn
 
-    def destination(self, request: Request) -> Destination:
-        """Say where a request would like to go; asked once for a request, however often it is sent."""
-        return self._read(request) if len(self.all) > 1 else ANYWHERE
+    def _turn(self) -> None:
+        self._ready = [backend.index for backend in self.all if backend.ready]
+        self.on_turn()
 
-    def choose(self, avoid: Collection[int], destination: Destination, limited: bool) -> Backend | None:
-        """Choose a ready worker, None if there is none; a `limited` request goes to none that is full."""
-        candidates = [b.index for b in self.all if b.ready]
+    def take(self, avoid: Collection[int], destination: Destination, limited: bool) -> Backend | None:
+        """Choose a ready worker and lease it, None if there is none; `limited`: none that is full."""
+        candidates = self._ready
         if avoid:
             candidates = [index for index in candidates if index not in avoid]
+        loads = self._board.loads()
+        if limited and self._limit is not None:
+            candidates = [index for index in candidates if loads[index] < self._limit]
         if not candidates:
             return None
         key = destination.key
-        limit = self._limit if limited else None
-        if limit is None and key is None and len(candidates) == 1:
-            return self.all[candidates[0]]
-        loads = self._board.loads()
-        if limit is not None:
-            candidates = [index for index in candidates if loads[index] < limit]
-            if not candidates:
-                return None
-        return self.all[self._choice(candidates, loads, key, key in self._asking)]
+        if key is None and len(candidates) == 1:
+            index = candidates[0]
+        else:
+            index = self._choice(candidates, loads, key, key in self._asking)
+        self._row.lease(index)
+        if key is not None:
+            self._asking[key] = self._asking.get(key, 0) + 1
+        return self.all[index]
 
     def another_ready(self, avoid: Collection[int], than: Backend) -> bool:
         return any(b.ready and b is not than and b.index not in avoid for b in self.all)
@@ -136,12 +147,7 @@ class Backends:
         return self._remotes if self.mixed and via.is_from_stack(request) else frozenset()
 
     def any_ready(self, barred: Collection[int] = ()) -> bool:
-        return any(backend.ready for backend in self.all if backend.index not in barred)
-
-    def lease(self, backend: Backend, destination: Destination) -> None:
-        self._row.lease(backend.index)
-        if destination.key is not None:
-            self._asking[destination.key] = self._asking.get(destination.key, 0) + 1
+        return any(index not in barred for index in self._ready)
 
     def release(self, backend: Backend, destination: Destination) -> None:
         self._row.release(backend.index)

@@ -78,19 +78,20 @@ class Client:
 
     def _exchange(self, request: Request) -> bool:
         try:
-            return self._exchange_for(request).run()
+            if request.complete and request.head.route is not Route.TUNNEL:  # the usual case
+                return Exchange(self._door, self._peer, request).run()
+            return self._uncommon(request).run()
         except Refusal as refusal:  # of the rest of an upload
             return self._refuse(refusal, request)
         except ClientGone:
             self._door.row.count(CLIENT_GONE)
             raise
 
-    def _exchange_for(self, request: Request) -> Exchange:
+    def _uncommon(self, request: Request) -> Exchange:
         if request.head.route is Route.TUNNEL:
             self._peer.unread(self._parser.behind)
             return Upgrade(self._door, self._peer, request)
-        upload = None if request.complete else Upload(request, self._read_more)
-        return Exchange(self._door, self._peer, request, upload)
+        return Exchange(self._door, self._peer, request, Upload(request, self._read_more))
 
     def _refuse(self, refusal: Refusal, request: Request | None) -> bool:
         self._door.row.count(REFUSED)

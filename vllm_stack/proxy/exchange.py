@@ -7,7 +7,7 @@ on, release. A failure goes to `failures.may_retry`, then to `failures.refusal_f
 from __future__ import annotations
 
 from vllm_stack.openai import SERVER_ERROR, error_event
-from vllm_stack.proxy.admission import Ticket
+from vllm_stack.proxy.admission import NOBODY, Ticket
 from vllm_stack.proxy.answer_head import Answer, AnswerHead, read_answer
 from vllm_stack.proxy.backends import Backend
 from vllm_stack.proxy.channel import READ_SIZE
@@ -69,7 +69,7 @@ class Exchange:
         self._ticket = Ticket(
             door.backends.destination(request),
             request.head.route is not Route.OTHER,
-            door.backends.barred(request) if door.backends.mixed else (),
+            door.backends.barred(request) if door.backends.mixed else NOBODY,
         )
         # A server elsewhere could not tell whether it knows the response that the request names.
         self._unsure = False
@@ -82,7 +82,8 @@ class Exchange:
         """
         sent = 0
         failure: UpstreamFailure | None = None
-        while (backend := self._enter(failure)) is not None:
+        enter, patient = self._door.admission.enter, True
+        while (backend := enter(self._ticket, self._peer, patient)) is not None:
             if failure is not None:
                 self._door.row.count(retry_count(failure))
             try:
@@ -96,15 +97,12 @@ class Exchange:
             if not may_retry(failure, sent > 1, repeatable):
                 break
             self._avoid(backend, failure)
+            # A worker that starts has forgotten what it stored: it is not waited for.
+            patient = not isinstance(failure, NotHere)
         else:
             failure = self._nobody(failure)
         self._door.row.count(FAILURES)
         return self._peer.refuse(refusal_for(failure, sent > 1), self._request, self._keep_alive)
-
-    def _enter(self, failure: UpstreamFailure | None) -> Backend | None:
-        # A worker that starts has forgotten what it stored: it is not waited for.
-        patient = not isinstance(failure, NotHere)
-        return self._door.admission.enter(self._ticket, self._peer, patient)
 
     def _avoid(self, backend: Backend, failure: UpstreamFailure) -> None:
         """Have the next try go elsewhere."""
@@ -115,9 +113,9 @@ class Exchange:
             ticket.destination.stored or not self._backends.another_ready(ticket.avoid, backend)
         ):
             return
-        ticket.avoid.add(backend.index)
+        ticket.avoid |= {backend.index}
         if isinstance(failure, ConnectFailed):
-            ticket.refused.add(backend.index)
+            ticket.refused |= {backend.index}
 
     def _nobody(self, failure: UpstreamFailure | None) -> UpstreamFailure | None:
         """Say why no worker, or no further one, takes this request; None if none is ready."""
