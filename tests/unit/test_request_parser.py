@@ -56,7 +56,7 @@ SEVERAL = (
 
 
 def shown(requests: list[Request]) -> list[tuple[bytes, bytes, bytes, bool]]:
-    return [(r.method, r.head.target, r.body(), r.complete) for r in requests]
+    return [(r.method, r.head.target, r.body, r.complete) for r in requests]
 
 
 @settings(max_examples=150)
@@ -86,7 +86,7 @@ def test_a_head_that_came_before_is_not_parsed_again() -> None:
     first = parse(post(b"Content-Length: 3", body=b"abc"), known=known)[0]
     second = parse(post(b"Content-Length: 12", body=b"abcdefghijkl"), known=known)[0]
     assert second.head is first.head
-    assert (second.body(), second.complete) == (b"abcdefghijkl", True)
+    assert (second.body, second.complete) == (b"abcdefghijkl", True)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_a_body_may_be_as_large_as_the_limit(framing: str, size: int, passes: bo
         "upgraded": post(CHUNKED, *UPGRADE, body=whole),
     }[framing]
     if passes:
-        assert parse(data)[0].body() == body
+        assert parse(data)[0].body == body
     else:
         assert refusal(data).status == 413
 
@@ -318,7 +318,7 @@ def test_sizes_are_limited_however_the_head_is_cut(data: bytes, status: int, cut
 
 def test_a_body_of_one_byte_chunks_passes() -> None:
     body = b"1\r\nx\r\n" * LIMIT
-    assert parse(post(CHUNKED, body=body + b"0\r\n\r\n"))[0].body() == b"x" * LIMIT
+    assert parse(post(CHUNKED, body=body + b"0\r\n\r\n"))[0].body == b"x" * LIMIT
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_what_comes_behind_a_request_for_a_tunnel_is_no_request(cuts: list[int],
     for piece in (*pieces, last + behind):
         parser.feed(piece)
     *before, tunnel = parser.requests
-    assert [request.body() for request in before] == [b"abc", b"def", b"gh", b"i", b""]
+    assert [request.body for request in before] == [b"abc", b"def", b"gh", b"i", b""]
     assert (tunnel.head.route, tunnel.complete, tunnel.head.keep_alive) == (Route.TUNNEL, True, False)
     assert parser.behind == behind
 

@@ -12,10 +12,10 @@ from vllm_stack.proxy.scoreboard import REQUESTS, TOTALS, Scoreboard
 def test_readers_see_the_sum_of_all_rows() -> None:
     board = Scoreboard(processes=2, workers=3)
     first, second = board.row(board.take_row()), board.row(board.take_row())
-    first.lease(0)
-    second.lease(0)
-    second.lease(2)
-    second.release(0)
+    first.leases[0] += 1
+    second.leases[0] += 1
+    second.leases[2] += 1
+    second.leases[0] -= 1
     assert list(board.loads()) == [1, 0, 1]
 
 
@@ -25,7 +25,7 @@ def test_totals_outlive_the_process_that_counted_them(total: str) -> None:
     number = board.take_row()
     row = board.row(number)
     row.count(TOTALS.index(total))
-    row.lease(1)
+    row.leases[1] += 1
     board.give_back(number)
     row_again = board.row(board.take_row())
     row_again.count(TOTALS.index(total))
@@ -49,7 +49,7 @@ def test_a_forked_process_counts_in_the_memory_of_its_parent() -> None:
     if child == 0:
         row = board.row(number)
         for _ in range(1000):
-            row.lease(0)
+            row.leases[0] += 1
             row.count(REQUESTS)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0

@@ -12,6 +12,7 @@ from bisect import insort
 
 from gevent import get_hub
 from gevent.event import Event
+from msgspec import Struct
 
 from vllm_stack.proxy.backends import Backend, Backends
 from vllm_stack.proxy.destination import Destination
@@ -27,7 +28,7 @@ _Kind = tuple[bool, frozenset[int]]
 _PLAIN: _Kind = (True, NOBODY)
 
 
-class Ticket:
+class Ticket(Struct, eq=False):
     """One request's claim to a worker, for as long as it is sent around.
 
     `limited` tells that it counts against the limit, `avoid` whom it must not go to, `refused` who
@@ -35,31 +36,18 @@ class Ticket:
     keeps when it has to be sent again.
     """
 
-    __slots__ = (
-        "_called",
-        "avoid",
-        "backend",
-        "deadline",
-        "destination",
-        "kind",
-        "limited",
-        "refused",
-        "since",
-    )
-
-    def __init__(self, destination: Destination, limited: bool, avoid: frozenset[int] = NOBODY) -> None:
-        self.destination = destination
-        self.limited = limited
-        self.avoid = avoid
-        self.refused = NOBODY
-        # Nanoseconds; set when it first asks for one of a limited number of places, or has to wait.
-        self.since = 0
-        # Set when it first has to wait.
-        self.deadline = 0.0
-        self.backend: Backend | None = None
-        # Set while it is in line.
-        self.kind: _Kind | None = None
-        self._called: Event | None = None
+    destination: Destination
+    limited: bool
+    avoid: frozenset[int] = NOBODY
+    refused: frozenset[int] = NOBODY
+    # Nanoseconds; set when it first asks for one of a limited number of places, or has to wait.
+    since: int = 0
+    # Set when it first has to wait.
+    deadline: float = 0.0
+    backend: Backend | None = None
+    # Set while it is in line.
+    kind: _Kind | None = None
+    _called: Event | None = None
 
     def wait(self, seconds: float) -> None:
         """Wait until a worker was given, or there is no point in waiting any more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import httptools
+from msgspec import Struct
 
 from vllm_stack.proxy import cors
 from vllm_stack.proxy.failures import BadAnswer
@@ -123,14 +124,11 @@ class AnswerHead:
         return b"\r\n".join(lines) + b"\r\n"
 
 
-class Answer:
+class Answer(Struct):
     """One answer: its head, and how long its body is if the head says so."""
 
-    __slots__ = ("head", "length")
-
-    def __init__(self, head: AnswerHead, length: int | None) -> None:
-        self.head = head
-        self.length = length
+    head: AnswerHead
+    length: int | None
 
     def has_no_body(self, method: bytes) -> bool:
         return self.head.bodiless or method == b"HEAD"

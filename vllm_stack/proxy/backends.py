@@ -83,7 +83,7 @@ class Backends:
         # Only then is anything barred: a pure balancer has no worker to keep a request for.
         self.mixed = 0 < len(self._remotes) < len(self.all)
         self._board = board
-        self._row = row
+        self._leases = row.leases
         self._limit = settings.max_inflight
         names = [backend.name for backend in self.all]
         self._choice: Choice = make_choice(settings.policy, names, board.homes)
@@ -119,7 +119,7 @@ class Backends:
             index = candidates[0]
         else:
             index = self._choice(candidates, loads, key, key in self._asking)
-        self._row.lease(index)
+        self._leases[index] += 1
         if key is not None:
             self._asking[key] = self._asking.get(key, 0) + 1
         return self.all[index]
@@ -150,7 +150,7 @@ class Backends:
         return any(index not in barred for index in self._ready)
 
     def release(self, backend: Backend, destination: Destination) -> None:
-        self._row.release(backend.index)
+        self._leases[backend.index] -= 1
         if destination.key is not None:
             left = self._asking.pop(destination.key) - 1
             if left:

@@ -41,6 +41,7 @@ class Channel:
     __slots__ = (
         "_between",
         "_consumer",
+        "_early",
         "_fires",
         "_hub",
         "_reading",
@@ -63,6 +64,8 @@ class Channel:
         self._reading = False
         self._between = between
         self._consumer = between
+        # What was read before anybody asked for it.
+        self._early = b""
         self._timer: Any = None
         self.deadline = inf
         self._fires = inf
@@ -72,7 +75,15 @@ class Channel:
 
         Raises `TimeoutError` after `timeout` seconds.
         """
-        self.consume(getcurrent().switch, timeout)
+        if self._early:
+            return self._receive_early()
+        # As `consume` does it; this runs for every wait.
+        self._consumer = getcurrent().switch
+        self.deadline = deadline = monotonic() + timeout
+        if deadline < self._fires:
+            self._arm(timeout)
+        if not self._reading:
+            self.watch()
         try:
             data: bytes | None = self._hub.switch()
         finally:
@@ -81,6 +92,12 @@ class Channel:
         if data is None:
             raise TimeoutError
         return data
+
+    def _receive_early(self) -> bytes:
+        early, self._early = self._early, b""
+        if not self._reading:
+            self.watch()
+        return early
 
     def consume(self, consumer: Consumer, timeout: float) -> None:
         """Hand what arrives from now on to `consumer`, and None after `timeout` seconds; until `release`."""

@@ -62,7 +62,7 @@ class Client:
             request = self._read_head()
             if request is None:
                 return False
-            self._door.row.count(REQUESTS)
+            self._door.row.totals[REQUESTS] += 1
             self._served = True
             local = self._door.admit(request)
             if not request.complete:

@@ -10,7 +10,8 @@ finds it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.routing_key import RESPONSES, WITH_PREFIX, decode, header_key, prefix_key
@@ -18,7 +19,7 @@ from vllm_stack.proxy.routing_key import RESPONSES, WITH_PREFIX, decode, header_
 _BELOW_RESPONSES = RESPONSES + b"/"
 
 
-class Destination(NamedTuple):
+class Destination(Struct, frozen=True, gc=False):
     """`key` is the routing key; `stored` tells that only one worker knows what this is about."""
 
     key: int | None = None

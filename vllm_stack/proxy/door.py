@@ -82,6 +82,8 @@ class Door:
         if self._cors is not None and self._cors.admit(request):
             return 204, b""
         head = request.head
+        if head.passed:  # the same bytes passed before, key and all
+            return None
         route = head.route
         if route is None:
             route = head.route = route_of(head.method, head.path, self._opened)
@@ -94,6 +96,7 @@ class Door:
             raise Refusal(404, "not_found", "There is no such route here")
         if route is Route.TUNNEL:
             check_origin(head, self._pages)
+        head.passed = True
         return None
 
     def _health(self, request: Request) -> tuple[int, bytes]:

@@ -211,7 +211,7 @@ class Exchange:
             if self._upload is not None:
                 upstream.send(head)
                 return self._send_upload(self._upload, upstream)
-            body = self._request.body()
+            body = self._request.body
             if len(body) < READ_SIZE:
                 upstream.send(head + body)
             else:

@@ -32,7 +32,7 @@ class Peer(Channel):
     told apart.
     """
 
-    __slots__ = ("_early", "gone", "idle", "ip", "secure", "work")
+    __slots__ = ("gone", "idle", "ip", "secure", "work")
 
     def __init__(self, sock: Any, ip: str) -> None:
         super().__init__(sock, between=self._take_early)
@@ -43,15 +43,8 @@ class Peer(Channel):
         self.work: Work | None = None
         self.secure = isinstance(sock, TlsSocket)
         # A first request may have come with the end of the handshake: nothing else will tell of it.
-        self._early: bytes = sock.early if self.secure else b""
-
-    def receive(self, timeout: float) -> bytes:
-        """Give the client's next bytes, empty at its end; raises `TimeoutError`."""
-        if self._early:
-            if not self._reading:
-                self.watch()
-            return self.take_early()
-        return super().receive(timeout)
+        if self.secure:
+            self._early = sock.early
 
     def unread(self, data: bytes) -> None:
         """Take back what was read of the client's bytes but not used."""

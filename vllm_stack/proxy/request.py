@@ -29,16 +29,18 @@ _FRAMING_HEADERS = frozenset({b"transfer-encoding", b"content-length"})
 
 
 class Request:
-    """One request, growing as it arrives: the head first, then `complete` with its body.
+    """One request, growing as it arrives: the head first, then `complete` with its `body`.
 
     `length` is that of the body if the head says so, `body_size` what has come of it.
     """
 
-    __slots__ = ("body_size", "chunks", "complete", "cors", "head", "id", "length")
+    __slots__ = ("body", "body_size", "chunks", "complete", "cors", "head", "id", "length")
 
     def __init__(self, head: RequestHead) -> None:
         self.head = head
+        # What has come of the body until it is complete.
         self.chunks: list[bytes] = []
+        self.body = b""
         self.length: int | None = None
         self.body_size = 0
         self.complete = False
@@ -59,15 +61,15 @@ class Request:
         """Give the values of a header, by its lower-case name, in the order they came."""
         return self.head.values(name)
 
-    def body(self) -> bytes:
-        if len(self.chunks) > 1:
-            self.chunks = [b"".join(self.chunks)]
-        return self.chunks[0] if self.chunks else b""
+    def finish(self) -> None:
+        """Note that all of it is here."""
+        self.complete = True
+        self.body = self.take_body()
 
     def take_body(self) -> bytes:
         """Give what has come of the body, and forget it."""
-        body = self.body()
-        self.chunks = []
+        body = b"".join(self.chunks) if self.chunks else self.body
+        self.chunks, self.body = [], b""
         return body
 
 
@@ -160,7 +162,7 @@ class RequestParser:
         self.requests.append(request)
         if len(data) - size >= length:  # all of it is here, as nearly always
             if length:
-                request.chunks.append(data[size : size + length])
+                request.body = data[size : size + length]
                 request.body_size = length
             request.complete = True
             return size + length
@@ -177,7 +179,8 @@ class RequestParser:
         if data:
             request.chunks.append(data)
             request.body_size += len(data)
-        request.complete = not self._left
+        if not self._left:
+            request.finish()
         return len(data)
 
     def _feed_unknown(self, data: bytes) -> None:
@@ -302,7 +305,7 @@ class RequestParser:
         request.chunks.append(data)
 
     def on_message_complete(self) -> None:
-        self._require_request().complete = True
+        self._require_request().finish()
         self._in_message = False
         self._in_head = True
 

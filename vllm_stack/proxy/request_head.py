@@ -36,6 +36,7 @@ class RequestHead:
         "keep_alive",
         "key_digest",
         "method",
+        "passed",
         "path",
         "route",
         "target",
@@ -55,6 +56,8 @@ class RequestHead:
         self.route: Route | None = None
         self.key_digest: bytes | None = None
         self.forwarded: bytes | None = None
+        # Its key was found good, and its route open.
+        self.passed = False
 
     def add(self, name: bytes, value: bytes) -> None:
         """Take one header as it came."""

@@ -76,7 +76,7 @@ def decode(request: Request) -> Body | None:
     if not request.complete or not 0 < request.body_size <= MAX_BODY:
         return None
     try:
-        return _BODY.decode(request.body())
+        return _BODY.decode(request.body)
     except _UNDECODABLE:
         return None
 

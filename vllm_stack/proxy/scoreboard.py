@@ -40,19 +40,14 @@ class Row:
     """The cells of one process, which alone may write to them."""
 
     def __init__(self, cells: memoryview, workers: int, turn: Turn) -> None:
-        self._cells = cells
-        self._workers = workers
+        # What this process has in flight, by worker.
+        self.leases = cells[:workers]
+        # What it has counted, by place in `TOTALS`.
+        self.totals = cells[workers:]
         self.turn = turn
 
-    def lease(self, worker: int) -> None:
-        self._cells[worker] += 1
-
-    def release(self, worker: int) -> None:
-        self._cells[worker] -= 1
-
     def count(self, total: int) -> None:
-        """Add one to a total, by its place in `TOTALS`."""
-        self._cells[self._workers + total] += 1
+        self.totals[total] += 1
 
 
 class Scoreboard:
@@ -69,6 +64,7 @@ class Scoreboard:
         self._cells = cells[:size]
         # The highest row ever taken, for all processes to know: readers need not look further.
         self._highest = cells[size:]
+        self._first = cells[self._width : self._width + workers]
         self._taken: set[int] = set()
         self.homes = Homes()
         self.turns = Turns(self._rows)
@@ -96,10 +92,11 @@ class Scoreboard:
 
     def loads(self) -> Sequence[int]:
         """Give the requests in flight per worker, over all processes."""
+        highest = self._highest[0]
+        if highest == 1:  # one process, and no reload yet: the usual case
+            return self._first.tolist()
         workers, width = self._workers, self._width
-        rows = range(width, (self._highest[0] + 1) * width, width)
-        if len(rows) == 1:  # one process, and no reload yet: the usual case
-            return self._cells[width : width + workers].tolist()
+        rows = range(width, (highest + 1) * width, width)
         return [sum(column) for column in zip(*(self._cells[r : r + workers] for r in rows), strict=True)]
 
     def totals(self) -> dict[str, int]:
