@@ -76,7 +76,9 @@ class Channel:
         Raises `TimeoutError` after `timeout` seconds.
         """
         if self._early:
-            return self._receive_early()
+            if not self._reading:
+                self.watch()
+            return self.take_early()
         # As `consume` does it; this runs for every wait.
         self._consumer = getcurrent().switch
         self.deadline = deadline = monotonic() + timeout
@@ -93,10 +95,9 @@ class Channel:
             raise TimeoutError
         return data
 
-    def _receive_early(self) -> bytes:
+    def take_early(self) -> bytes:
+        """Give what was read before anybody asked for it."""
         early, self._early = self._early, b""
-        if not self._reading:
-            self.watch()
         return early
 
     def consume(self, consumer: Consumer, timeout: float) -> None:

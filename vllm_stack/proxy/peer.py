@@ -50,11 +50,6 @@ class Peer(Channel):
         """Take back what was read of the client's bytes but not used."""
         self._early = data + self._early
 
-    def take_early(self) -> bytes:
-        """Give what the client has sent since its last request, as far as it was read."""
-        early, self._early = self._early, b""
-        return early
-
     def send(self, data: bytes | memoryview) -> None:
         """Send all of `data`; raises `ClientGone` when the client does not take it."""
         try:
