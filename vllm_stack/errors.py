@@ -42,3 +42,7 @@ class VllmCommandError(StackError):
 
 class NoStack(StackError):
     """An operator verb found no stack, or nothing that answers."""
+
+
+class GpuMemoryUnknown(StackError):
+    """The driver does not tell how much memory of a GPU is free."""

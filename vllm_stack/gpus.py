@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 
@@ -45,7 +46,8 @@ def read_gpus() -> GpuBox:
     except pynvml.NVMLError as error:
         return GpuBox((), f"the NVIDIA driver could not describe its GPUs: {error}")
     finally:
-        pynvml.nvmlShutdown()
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
 
 
 def _read_gpu(index: int) -> Gpu:

@@ -29,11 +29,13 @@ import psutil
 import pytest
 from supervisor.xmlrpc import SupervisorTransport
 
+from tests.support.nvml import StandIn, build
 from tests.support.polling import until
 from tests.support.ports import free_ports
 from tests.support.processes import ProcessLedger, is_alive
 from tests.support.unix_http import Where, connection_to
 from vllm_stack import cli
+from vllm_stack.gpus import MASK
 from vllm_stack.layout import Layout
 
 REPOSITORY = Path(__file__).parents[2]
@@ -148,7 +150,8 @@ class Stack:
         self.config = self.home / "fake.json"
         self.config.write_text("{}")
         self.starts_file = self.home / "starts"
-        self.env = {**os.environ, "FAKE_VLLM_CONFIG": str(self.config), **(env or {})}
+        inherited = {name: value for name, value in os.environ.items() if name != MASK}
+        self.env = {**inherited, "FAKE_VLLM_CONFIG": str(self.config), **(env or {})}
         self.options = {
             "--workers": str(workers),
             "--base-port": str([*worker_ports, 5001][0]),
@@ -181,11 +184,12 @@ class Stack:
     def render(self, **changed: str) -> int:
         """Render, with some options changed for this time; give the exit code.
 
-        In this process as long as nothing runs, because it takes a tenth of the time.
+        In this process as long as nothing runs, because it takes a tenth of the time; but GPUs are
+        looked for in the environment of the stack, where the test may have put some.
         """
         options = self.options | {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
         argv = ["render", "org/model", *(word for pair in options.items() for word in pair)]
-        if self.supervisord is None:
+        if self.supervisord is None and self.options["--device"] == "cpu":
             return cli.run(argv)
         # With the same interpreter by the same name: it stands in supervisord.conf.
         done = self._run(sys.executable, "-m", "vllm_stack", *argv)
@@ -369,6 +373,19 @@ def stack(tmp_path: Path) -> Iterator[StackFactory]:
     """Make stacks: `stack(workers=2, restart_delay=1.5)`; the second one lies in `stack-1/out`, and so on."""
     with stacks_in(tmp_path) as make:
         yield make
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A libnvidia-ml that tells of the GPUs a test wants (`tests.support.nvml`)."""
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def box(nvml_library: Path, tmp_path: Path) -> StandIn:
+    """A box without GPUs until the test shows some; a stack stands in it by its environment:
+    `stack(device="cuda", env=box.environment)`."""
+    return StandIn(nvml_library, tmp_path)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
