@@ -82,6 +82,11 @@ def test_a_configuration_file_that_cannot_be_read_is_left_to_vllm(tmp_path: Path
         assert needed_share((*SERVE, "--config", str(path))) == DEFAULT_SHARE
 
 
+def test_what_vllm_asks_for_by_itself_is_92_percent() -> None:
+    """tests/e2e/test_real_memory_check.py asks the real one."""
+    assert DEFAULT_SHARE == 0.92
+
+
 def test_a_gpu_is_occupied_when_a_byte_is_missing_of_what_vllm_asks_for() -> None:
     exactly = GpuMemory("0", "NVIDIA H100", total=1001, free=921)  # 0.92 of it is 920.92
     short = GpuMemory("1", "NVIDIA H100", total=1001, free=920)
