@@ -81,6 +81,12 @@ def _header_name(context: click.Context, parameter: click.Parameter, value: str)
     return value.lower()
 
 
+def _stagger(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value not in ("auto", "none") and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        raise click.BadParameter(f"{value!r} is neither auto nor none nor a number of seconds")
+    return value
+
+
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 ok, 1 something expected went wrong, 2 usage, 3 a bug of ours, 130 Ctrl-C.",
@@ -269,6 +275,39 @@ _out_option = _option(
     show_default=True,
     metavar="SECONDS",
     help="Pause before a failed worker starts again.",
+)
+@_option(
+    "--restart-delay-max",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Let the pause double with every failure in a row, up to this.  [default: it never grows]",
+)
+@_option(
+    "--start-timeout",
+    type=click.FloatRange(min=0),
+    default=1800.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A worker that is not ready so long after its start is killed and started again; 0 waits for ever.",
+)
+@_option(
+    "--start-stagger",
+    default="auto",
+    show_default=True,
+    metavar="auto|none|SECONDS",
+    callback=_stagger,
+    help="auto: the first worker starts alone, downloads the model and fills vLLM's caches; the others "
+    "follow when it is ready. Once that was so, all start together. SECONDS: so much between any two starts.",
+)
+@_option(
+    "--wedge-timeout",
+    type=click.FloatRange(min=0),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="A worker with requests in flight whose engine makes no step for so long is killed and started "
+    "again; five times as long while it computes (long prefills, compilation). 0 switches this off.",
 )
 @_option(
     "--drain-timeout",

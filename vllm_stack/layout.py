@@ -32,6 +32,21 @@ def life_record(state: Path, name: str) -> Path:
     return state / f"{name}.life.json"
 
 
+def failure_history(state: Path, name: str) -> Path:
+    """Where all failures of a worker are kept, also after a deliberate stop."""
+    return state / f"{name}.failures.jsonl"
+
+
+def phase_note(state: Path, name: str) -> Path:
+    """Where a wrapper notes what its worker is doing."""
+    return state / f"{name}.phase.json"
+
+
+def shared_memory_record(state: Path, name: str) -> Path:
+    """Where a wrapper notes what its worker has in /dev/shm."""
+    return state / f"{name}.shm.json"
+
+
 def stopping_notice(state: Path, name: str) -> Path:
     """Where a worker that is told to stop leaves word for the proxy."""
     return state / f"{name}.stopping"
@@ -96,9 +111,18 @@ class Layout:
     def logs(self) -> Path:
         return self.out / "logs"
 
+    def log(self, name: str) -> Path:
+        """What a program says."""
+        return self.logs / f"{name}.log"
+
     @property
     def run(self) -> Path:
         return self.out / "run"
+
+    @property
+    def evidence(self) -> Path:
+        """What servers that hung were doing."""
+        return self.run / "evidence"
 
     @property
     def state(self) -> Path:

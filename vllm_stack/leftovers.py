@@ -9,6 +9,7 @@ group of the life that started them. Nothing is ever found by a bare name.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,9 @@ from vllm_stack.record import read_record, write_record
 
 # Not VLLM_...: vLLM warns of every variable with that prefix that it does not know.
 MARKER = "STACK_PROGRAM"
+# Seconds that Python's resource tracker may go on when all it served are dead: it ends by itself
+# then, and removes their shared memory and semaphores first.
+JANITOR_GRACE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,25 +93,35 @@ def find_leftovers(identity: Identity) -> list[psutil.Process]:
     ]
 
 
-def sweep(identity: Identity, say: Callable[[str], None], timeout: float = 10.0) -> bool:
+def sweep(identity: Identity, say: Callable[[str], object], timeout: float = 10.0) -> bool:
     """Kill the leftovers of earlier lives and wait until they are gone; False if some stay."""
-    deadline = time.monotonic() + timeout
+    begun = time.monotonic()
+    deadline = begun + timeout
     told: set[int] = set()
     while leftovers := find_leftovers(identity):
         for process in leftovers:
-            if process.pid not in told:
-                told.add(process.pid)
-                say(f"killing process {process.pid} ({_describe(process)}), left behind by an earlier life")
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if is_janitor(process) and time.monotonic() < begun + JANITOR_GRACE:
+                    continue
+                if process.pid not in told:
+                    told.add(process.pid)
+                    words = _describe(process)
+                    say(f"killing process {process.pid} ({words}), left behind by an earlier life")
                 process.kill()
-            except psutil.NoSuchProcess:
-                continue
         _, alive = psutil.wait_procs(leftovers, timeout=min(1.0, timeout))
         if alive and time.monotonic() > deadline:
             pids = ", ".join(str(process.pid) for process in alive)
             say(f"process {pids} does not die after SIGKILL; the kernel holds it")
             return False
     return True
+
+
+def is_janitor(process: psutil.Process) -> bool:
+    """Tell whether it is the resource tracker of a Python program (`multiprocessing.resource_tracker`)."""
+    try:
+        return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _own_processes() -> Iterator[psutil.Process]:

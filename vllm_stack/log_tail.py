@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 _BLOCK = 16384
+_LINE = 500  # bytes, generously, of a line where many are asked for
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -14,7 +15,7 @@ def last_lines(path: Path, count: int) -> list[str]:
     try:
         with path.open("rb") as stream:
             size = stream.seek(0, 2)
-            stream.seek(max(0, size - _BLOCK))
+            stream.seek(max(0, size - max(_BLOCK, count * _LINE)))
             text = stream.read().decode("utf-8", "replace")
     except OSError:
         return []

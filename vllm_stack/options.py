@@ -46,6 +46,10 @@ class Options:
     queue_timeout: float = 10.0
     response_timeout: float = 900.0
     restart_delay: float = 30.0
+    restart_delay_max: float = 0.0
+    start_timeout: float = 1800.0
+    start_stagger: str = "auto"
+    wedge_timeout: float = 120.0
     drain_timeout: float = 15.0
     vllm_command: str = "vllm"
     vllm_args: tuple[str, ...] = ()

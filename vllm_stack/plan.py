@@ -7,6 +7,7 @@ reasons; the templates repeat the reasons as comments.
 from __future__ import annotations
 
 import math
+import os.path
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from vllm_stack.address import Address, TcpAddress, UnixAddress
 from vllm_stack.cpu_share import cpu_arguments, cpu_environment, split_cores
 from vllm_stack.errors import InsufficientGpus, UsageError, VllmCommandError
 from vllm_stack.gpus import MASK, visible_tokens
+from vllm_stack.in_force import fingerprint
 from vllm_stack.inventory import Inventory
 from vllm_stack.layout import Layout
 from vllm_stack.model import Model, check_heads
@@ -52,6 +54,7 @@ class Plan:
     python: Path
     root: bool
     vllm_version: str | None
+    engine: str
     notes: tuple[str, ...]
 
     @property
@@ -83,6 +86,7 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
     device = "cpu" if options.device == "cpu" else "cuda"
     slices = _gpu_slices(options, inventory) if device == "cuda" else [()] * options.workers
     cores = split_cores(inventory.cores, options.workers) if device == "cpu" else [()] * options.workers
+    _check_delays(options)
     timings = Timings(options.restart_delay, options.drain_timeout)
     args = accept(options.vllm_args)
     vllm = _vllm(options, inventory)
@@ -109,6 +113,7 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
         python=inventory.python,
         root=inventory.root,
         vllm_version=vllm.version,
+        engine=_engine(vllm, options, device, args),
         notes=tuple(_notes(options, inventory, vllm, device)),
     )
 
@@ -127,6 +132,20 @@ def _check_upstreams(options: Options) -> None:
                 f"--upstream http://{address} is this stack itself ({own[address.port]} {address.port}): "
                 "leave it out, or name another box"
             )
+
+
+def _check_delays(options: Options) -> None:
+    if 0 < options.restart_delay_max < options.restart_delay:
+        raise UsageError(
+            f"--restart-delay-max {options.restart_delay_max:g} is shorter than --restart-delay "
+            f"{options.restart_delay:g}: make it longer, or leave it out for a constant delay"
+        )
+
+
+def _engine(vllm: VllmCommand, options: Options, device: str, args: tuple[str, ...]) -> str:
+    """Give a short name for what every worker runs: the same name, the same caches of vLLM."""
+    what = [*vllm.argv, vllm.version, options.model, options.revision, options.tensor_parallel_size, device]
+    return fingerprint(str(word).encode() for word in (*what, *args))
 
 
 def _vllm(options: Options, inventory: Inventory) -> VllmCommand:
@@ -206,6 +225,8 @@ def _environment(
     box = str(layout.box(name))
     if len(box) <= 70:
         env["VLLM_RPC_BASE_PATH"] = box
+        # Whatever else a killed server leaves among temporary files, the next start removes with it.
+        env["TMPDIR"] = os.path.join(box, "tmp")
     if cores:
         env |= cpu_environment(cores, options.tensor_parallel_size)
     return env

@@ -20,6 +20,13 @@ from vllm_stack.plan import Plan, WorkerPlan
 
 _WHY = {
     "restart_delay": "seconds between a failure and the next start",
+    "restart_delay_max": "if longer, the delay doubles with every failure in a row, up to this",
+    "start_timeout": "a server that is not ready by then is killed and started again; 0 waits for ever",
+    "start_stagger": "auto: the first worker fills the caches alone, the others follow when it is ready",
+    "wedge_timeout": "a server with requests in flight whose engine makes no step and computes nothing for "
+    "so many seconds is killed and started again; 0 switches this off",
+    "engine": "names what the workers run, so that they know whether its caches are warm",
+    "gpu_patience": "seconds a start waits for the memory of its GPUs; then vLLM is the judge",
     "settle": "a delayed start waits at least this long, so that supervisord books the start as good "
     "and never gives the worker up",
     "stop_grace": "seconds from TERM to KILL: vLLM's drain, 5 s for its engine manager, 5 s for its "
@@ -69,8 +76,18 @@ def _worker(plan: Plan, worker: WorkerPlan) -> dict[str, Any]:
         "secret_env": {"VLLM_API_KEY": str(layout.internal_key)},
         "box": str(layout.box(worker.name)),
         "state": str(layout.state),
+        "log": str(layout.log(worker.name)),
+        "evidence": str(layout.evidence),
         "title": layout.process_title(worker.name),
+        "gpus": worker.gpus,
+        "admin_port": plan.options.admin_port,
+        "engine": plan.engine,
+        "gpu_patience": plan.timings.gpu_patience,
         "restart_delay": plan.timings.restart_delay,
+        "restart_delay_max": plan.options.restart_delay_max,
+        "start_timeout": plan.options.start_timeout,
+        "start_stagger": plan.options.start_stagger,
+        "wedge_timeout": plan.options.wedge_timeout,
         "settle": plan.timings.start_seconds + 0.5,
         "stop_grace": plan.timings.stop_grace,
         "why": _WHY,
@@ -128,6 +145,8 @@ def _stack(plan: Plan) -> dict[str, Any]:
             "key_required": not plan.open_to_all,
         },
         "admin_port": options.admin_port,
+        "wedge_timeout": options.wedge_timeout,
+        "restart_delay": options.restart_delay,
         "stop_seconds": plan.timings.proxy_stop_wait + plan.timings.worker_stop_wait,
         "workers": [
             {

@@ -19,6 +19,15 @@ class Timings:
         return max(1, math.ceil(self.restart_delay))
 
     @property
+    def gpu_patience(self) -> int:
+        """How long a start waits for the memory of its GPUs.
+
+        A dead engine's is free within seconds; what a stranger holds may be meant so, and vLLM
+        itself is the judge then.
+        """
+        return 60
+
+    @property
     def stop_grace(self) -> float:
         """From TERM to KILL for a vLLM server.
 

@@ -161,6 +161,7 @@ class Stack:
             "--vllm-command": self._noting_command() if log_starts else f"{sys.executable} {FAKE_VLLM}",
             "--restart-delay": str(restart_delay),
             "--drain-timeout": "1",
+            "--start-stagger": "none",
             "--out": str(out),
         } | {f"--{name.replace('_', '-')}": value for name, value in options.items()}
         self.ledger = ProcessLedger(

@@ -17,9 +17,12 @@ import signal
 import sys
 import time
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from setproctitle import setproctitle
+
+if TYPE_CHECKING:
+    from multiprocessing.shared_memory import SharedMemory
 
 
 class TermFlag:
@@ -41,6 +44,8 @@ def run_engine(options: dict[str, Any]) -> int:
         signal.signal(signum, signal.SIG_IGN if options["ignores_term"] else term)
     if options["setsid"]:
         os.setsid()
+
+    files = make_files(options["tracker"]) if options["makes_files"] else None
 
     # The engine tells that it is ready when its worker is.
     ready_read, ready_write = os.pipe()
@@ -71,10 +76,31 @@ def run_engine(options: dict[str, Any]) -> int:
     while not term.raised:
         if worker.poll() is not None:
             return 1
-        time.sleep(0.02)
+        pause(0.02, options["computes"])
     os.close(death_write)
     worker.wait()
+    if files is not None:
+        files.unlink()
     return 0
+
+
+def make_files(tracker: int) -> SharedMemory:
+    """Make what a killed vLLM leaves: shared memory, which the API server's tracker knows, and a file."""
+    import tempfile
+    from multiprocessing import resource_tracker
+    from multiprocessing.shared_memory import SharedMemory
+
+    resource_tracker._resource_tracker._fd = tracker  # type: ignore[attr-defined]
+    tempfile.mkstemp(prefix="vllm_dist_")
+    return SharedMemory(create=True, size=65536)
+
+
+def pause(seconds: float, computing: bool) -> None:
+    if not computing:
+        return time.sleep(seconds)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pass
 
 
 def run_worker(options: dict[str, Any]) -> int:

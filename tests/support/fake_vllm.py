@@ -55,6 +55,8 @@ SETTINGS: dict[str, Any] = {
     "FAKE_VLLM_IGNORES_TERM": 0,  # the API server is wedged: only SIGKILL helps
     "FAKE_VLLM_SETSID": 0,  # the engine leaves our session and process group
     "FAKE_VLLM_ENGINE_IGNORES_TERM": 0,
+    "FAKE_VLLM_ENGINE_COMPUTES": 0,  # it uses a core all the time, as in a long prefill
+    "FAKE_VLLM_LEAVE_FILES": 0,  # the engine makes shared memory and a temporary file, as vLLM does
     "FAKE_VLLM_ENGINE_GRACE": 1.0,  # seconds from SIGTERM to SIGKILL of the engine
     "FAKE_VLLM_LEAVE_ENGINE": 0,  # exit without a word to the engine
     "FAKE_VLLM_ENGINE_DEATH_SECONDS": 1.0,  # from the engine's death to ours
@@ -135,6 +137,8 @@ class Engine:
             "prefix": environ.get("VLLM_PROCESS_NAME_PREFIX", "VLLM"),
             "setsid": settings.flag("FAKE_VLLM_SETSID"),
             "ignores_term": settings.flag("FAKE_VLLM_ENGINE_IGNORES_TERM"),
+            "computes": settings.flag("FAKE_VLLM_ENGINE_COMPUTES"),
+            "makes_files": settings.flag("FAKE_VLLM_LEAVE_FILES"),
             "load_seconds": settings.number("FAKE_VLLM_LOAD_SECONDS"),
             "control": theirs.fileno(),
             "tracker": tracker,

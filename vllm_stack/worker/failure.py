@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from dataclasses import asdict, dataclass
@@ -10,13 +11,18 @@ from pathlib import Path
 from vllm_stack.program import boot_id
 from vllm_stack.record import read_record, write_record
 
+REMEMBERED = 100  # failures of one worker
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
     """How a server ended without being asked to.
 
     `at` is on CLOCK_BOOTTIME (seconds, which go on in suspend and never jump) and means something
-    only within the boot `boot`; `returncode` is negative for a signal, as in `subprocess`.
+    only within the boot `boot`; `returncode` is negative for a signal, as in `subprocess`; `phase`
+    is how far the server was (starting, ready, stopping). `cause` is a plain sentence, None if it
+    is not known; `lines` are the last of its output. `in_row` counts the failures since a life
+    that lasted, this one included.
     """
 
     at: float
@@ -24,11 +30,21 @@ class Failure:
     time: str
     returncode: int
     seconds_alive: float
+    phase: str = "starting"
+    cause: str | None = None
+    evidence: str | None = None
+    in_row: int = 1
+    lines: tuple[str, ...] = ()
 
     @property
     def how(self) -> str:
         """Say in words how it ended."""
         return describe_end(self.returncode)
+
+    @property
+    def why(self) -> str:
+        """Say in words how it ended, and why if that is known."""
+        return f"{self.how}: {self.cause}" if self.cause else f"{self.how}, for a reason that is not known"
 
     def age(self) -> float | None:
         """Give the seconds since the failure, None if the machine was booted since."""
@@ -47,17 +63,37 @@ def boot_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def record_failure(path: Path, returncode: int, seconds_alive: float) -> Failure:
-    """Write down that the server has just ended; raises `OSError`."""
-    failure = Failure(
+def new_failure(returncode: int, seconds_alive: float, phase: str, in_row: int = 1) -> Failure:
+    """Give the failure of a server that has just ended."""
+    return Failure(
         at=boot_clock(),
         boot=boot_id(),
         time=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         returncode=returncode,
         seconds_alive=round(seconds_alive, 1),
+        phase=phase,
+        in_row=in_row,
     )
+
+
+def record_failure(path: Path, failure: Failure) -> None:
+    """Write it down for the next start; raises `OSError`."""
     write_record(path, asdict(failure))
-    return failure
+
+
+def remember_failure(path: Path, failure: Failure) -> None:
+    """Add it to the history, a JSON object on each line, of which the last `REMEMBERED` stay.
+
+    Raises `OSError`.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (FileNotFoundError, UnicodeDecodeError):
+        lines = []
+    lines = [*lines[1 - REMEMBERED :], json.dumps(asdict(failure))]
+    fresh = path.with_suffix(".new")
+    fresh.write_text("\n".join(lines) + "\n", "utf-8")
+    fresh.replace(path)
 
 
 def last_failure(path: Path) -> Failure | None:
@@ -70,9 +106,24 @@ def last_failure(path: Path) -> Failure | None:
             time=str(raw["time"]),
             returncode=int(raw["returncode"]),
             seconds_alive=float(raw["seconds_alive"]),
+            phase=str(raw["phase"]),
+            cause=None if raw["cause"] is None else str(raw["cause"]),
+            evidence=None if raw["evidence"] is None else str(raw["evidence"]),
+            in_row=int(raw["in_row"]),
+            lines=tuple(map(str, raw["lines"])),
         )
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def restart_pause(failure: Failure, delay: float, longest: float) -> float:
+    """Give the seconds from this failure to the next start.
+
+    It is `delay`, and with a `longest` above that it doubles with every further failure in a row.
+    """
+    if longest <= delay:
+        return delay
+    return min(longest, delay * 2.0 ** min(failure.in_row - 1, 30))
 
 
 def _signal_name(number: int) -> str:

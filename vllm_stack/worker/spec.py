@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from vllm_stack.address import Address, parse_address
-from vllm_stack.layout import failure_record, life_record, stopping_notice
+from vllm_stack.layout import (
+    failure_history,
+    failure_record,
+    life_record,
+    phase_note,
+    shared_memory_record,
+    stopping_notice,
+)
 from vllm_stack.leftovers import Identity
+from vllm_stack.shared_memory import SharedMemory
+from vllm_stack.worker.liveness import Limits
+from vllm_stack.worker.turn import Stagger
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +33,34 @@ class Spec:
     secret_env: dict[str, Path]
     box: Path
     state: Path
+    log: Path
+    evidence: Path
     title: str
+    gpus: tuple[str, ...]
+    admin_port: int
+    gpu_patience: float
     restart_delay: float
+    restart_delay_max: float
     settle: float
     stop_grace: float
+    limits: Limits
+    stagger: Stagger
 
     @property
     def failure(self) -> Path:
         return failure_record(self.state, self.name)
+
+    @property
+    def history(self) -> Path:
+        return failure_history(self.state, self.name)
+
+    @property
+    def phase(self) -> Path:
+        return phase_note(self.state, self.name)
+
+    @property
+    def memory(self) -> SharedMemory:
+        return SharedMemory(shared_memory_record(self.state, self.name))
 
     @property
     def stopping(self) -> Path:
@@ -54,10 +84,18 @@ def read_spec(path: Path) -> Spec:
             secret_env={name: Path(file) for name, file in raw["secret_env"].items()},
             box=Path(raw["box"]),
             state=Path(raw["state"]),
+            log=Path(raw["log"]),
+            evidence=Path(raw["evidence"]),
             title=raw["title"],
+            gpus=tuple(raw["gpus"]),
+            admin_port=raw["admin_port"],
+            gpu_patience=raw["gpu_patience"],
             restart_delay=raw["restart_delay"],
+            restart_delay_max=raw["restart_delay_max"],
             settle=raw["settle"],
             stop_grace=raw["stop_grace"],
+            limits=Limits(raw["start_timeout"], raw["wedge_timeout"]),
+            stagger=Stagger(raw["start_stagger"], raw["engine"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a worker that this version rendered: {error!r}") from error

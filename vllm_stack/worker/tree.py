@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from vllm_stack.leftovers import JANITOR_GRACE, is_janitor
 from vllm_stack.program import die_with_parent, parent_is_gone, unblock_signals
 
 # How long what is left after the server's own end may take to follow a TERM.
@@ -61,7 +62,7 @@ class Tree:
                 self._server.returncode = os.waitstatus_to_exitcode(status)
         return self._server.returncode
 
-    def end_stragglers(self, say: Callable[[str], None], timeout: float = 12.0) -> bool:
+    def end_stragglers(self, say: Callable[[str], object], timeout: float = 12.0) -> bool:
         """End all that outlived the server: TERM, then KILL, until no child is left.
 
         Orphans come to us because we are a subreaper, so this ends for any tree, also for
@@ -76,7 +77,7 @@ class Tree:
                     if process.pid not in termed:
                         termed.add(process.pid)
                         process.terminate()
-                    elif waited > STRAGGLER_GRACE:
+                    elif waited > STRAGGLER_GRACE + (JANITOR_GRACE if is_janitor(process) else 0):
                         process.kill()
             self.reap()
             if waited > timeout:

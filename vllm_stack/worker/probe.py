@@ -1,0 +1,101 @@
+"""Looking at a server from outside: its health, what it has in flight, and how far its engine is."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_stack.address import Address, TcpAddress
+
+TIMEOUT = 5.0
+# A step of the engine, whatever it computed (vllm/v1/metrics/loggers.py).
+_STEPS = re.compile(rb"^vllm:iteration_tokens_total_count(?:\{[^}\n]*\})? ([0-9.eE+]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Asks one server, and the proxy in front of it; every question ends within `TIMEOUT` seconds."""
+
+    name: str
+    address: Address
+    admin_port: int
+
+    def health(self) -> str | None:
+        """Give None if the server says it is well, otherwise what is wrong in a few words."""
+        try:
+            status, _ = _get(self.address, "/health")
+        except ConnectionRefusedError:
+            return "refuses connections"
+        except TimeoutError:
+            return "does not answer"
+        except (OSError, http.client.HTTPException) as error:
+            return f"answers nothing of use ({error})"
+        return None if status == 200 else f"answers {status}"
+
+    def in_flight(self) -> int:
+        """Count the requests this server works on: 0 unless both it and the proxy know of some.
+
+        `num_requests_running` is no witness: it stays at 0 when the engine hangs in its first step.
+        The server's own count (`/load`) is; but should it ever miss the end of a request, the
+        proxy's leases say that nobody waits. While the proxy is away the server's count stands.
+        """
+        load = _number(_json(self.address, "/load").get("server_load"))
+        if not load:
+            return 0
+        workers = _json(TcpAddress("127.0.0.1", self.admin_port), "/workers").get("workers")
+        leases = [w.get("in_flight") for w in workers or () if w.get("name") == self.name]
+        return min(load, _number(leases[0])) if leases else load
+
+    def metrics(self) -> bytes:
+        """Give the server's metrics as it prints them, nothing if it does not."""
+        try:
+            status, body = _get(self.address, "/metrics")
+        except (OSError, http.client.HTTPException):
+            return b""
+        return body if status == 200 else b""
+
+
+def engine_steps(metrics: bytes) -> float | None:
+    """Count the steps all engines of a server have made, None if its metrics do not tell."""
+    counts = [float(count) for count in _STEPS.findall(metrics)]
+    return sum(counts) if counts else None
+
+
+def _json(address: Address, path: str) -> dict[str, Any]:
+    try:
+        status, body = _get(address, path)
+        value = json.loads(body) if status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _get(address: Address, path: str) -> tuple[int, bytes]:
+    connection = _Connection(address)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+class _Connection(http.client.HTTPConnection):
+    """HTTP over a port or a unix socket."""
+
+    def __init__(self, address: Address) -> None:
+        super().__init__("localhost", timeout=TIMEOUT)
+        self._address = address
+
+    def connect(self) -> None:
+        self.sock = socket.socket(self._address.family, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._address.sockaddr)
