@@ -408,3 +408,50 @@ def down(out: Path) -> None:
     from vllm_stack.commands.down import stop_stack
 
     stop_stack(out)
+
+
+@_group.command()
+@_out_option
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(["api-server", "engine", "proxy", "hang", "restart"]),
+    help="Hold this drill only; may be repeated.",
+)
+@click.option("--worker", metavar="NAME", help="The worker that is hurt.  [default: the first that is ready]")
+@click.option(
+    "--clients", type=click.IntRange(1, 256), default=4, show_default=True, help="Half of them stream."
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Of each answer."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1),
+    default=900.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a worker may take to be ready again, in each drill.",
+)
+@_option(
+    "--api-key", "api_keys", multiple=True, help="A key the door takes. Shows in `ps`: prefer --api-key-file."
+)
+@_option(
+    "--api-key-file",
+    type=click.Path(path_type=Path),
+    help="File with a key the door takes, readable by its owner alone.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--yes", is_flag=True, help="Do not ask whether it is meant.")
+def drill(api_keys: tuple[str, ...], api_key_file: Path | None, **settings: Any) -> None:
+    """Prove on a running stack that it gets over what will happen to it.
+
+    Under traffic of its own it kills an API server, an engine and a process of the proxy, stops an
+    engine and restarts a worker, and reports what clients saw, how long the stack took to be whole
+    again, and what was left behind. Ends with exit code 1 unless every drill passed.
+    """
+    from vllm_stack.commands.drill import DrillOptions, drill_stack
+    from vllm_stack.keys import check_keys, read_key_file
+
+    keys = check_keys((*api_keys, *(read_key_file(api_key_file) if api_key_file else ())))
+    drill_stack(DrillOptions(keys=keys, **settings))

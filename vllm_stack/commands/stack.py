@@ -14,6 +14,16 @@ from vllm_stack.supervisor_rpc import Supervisor
 
 
 @dataclass(frozen=True, slots=True)
+class PublicDoor:
+    """Where clients are served: http or https, the address it is bound to, and whether it asks for a key."""
+
+    scheme: str
+    host: str
+    port: int
+    key_required: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Stack:
     """What stack.json says, and how to reach its supervisord."""
 
@@ -22,6 +32,9 @@ class Stack:
     upstream_names: tuple[str, ...]
     admin_port: int
     stop_seconds: int
+    door: PublicDoor
+    # Seconds after which a worker whose engine hangs is ended; 0: never.
+    wedge_timeout: float
 
     @property
     def supervisor(self) -> Supervisor:
@@ -48,6 +61,8 @@ def find_stack(out: Path) -> Stack:
             tuple(upstream["name"] for upstream in raw["upstreams"]),
             raw["admin_port"],
             raw["stop_seconds"],
+            PublicDoor(**{name: raw["door"][name] for name in ("scheme", "host", "port", "key_required")}),
+            float(raw.get("wedge_timeout") or 0),
         )
     except FileNotFoundError:
         raise NoStack(
