@@ -105,7 +105,8 @@ def _site(stack: Stack, worker: str) -> Site:
 
 def _ask(names: list[str], stack: Stack, look: Look, yes: bool) -> None:
     """Ask whether it is meant, and say when others are being served."""
-    busy = f", which serves other traffic now ({look.busy} requests in flight)" if look.busy else ""
+    requests = "1 request" if look.busy == 1 else f"{look.busy} requests"
+    busy = f", which serves other traffic now ({requests} in flight)" if look.busy else ""
     does = [_DOES[name] for name in names]
     what = does[0] if len(does) == 1 else f"{', '.join(does[:-1])} and {does[-1]}"
     sentence = f"This {what} on the stack in {_shown(stack.layout.out)}/{busy}."
