@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import click
 import psutil
 import pytest
 
 from tests.support.polling import until
+from vllm_stack import cli
 from vllm_stack.drill.conduct import WEDGE_SLACK, Conductor, _Drill
-from vllm_stack.drill.faults import HangEngine, RestartWorker, Site, reason_to_skip
+from vllm_stack.drill.faults import DRILLS, HangEngine, RestartWorker, Site, reason_to_skip
 from vllm_stack.drill.interrupts import ending_once
 from vllm_stack.drill.trees import left_over, record, record_tree
 from vllm_stack.errors import StackError
@@ -151,6 +153,13 @@ def test_a_restart_that_was_interrupted_does_not_leave_the_worker_stopped(
     fault.strike()
     fault.undo()
     assert supervisor.calls == ["stopProcess", "startProcess"]
+
+
+def test_the_command_line_knows_every_drill_by_its_name() -> None:
+    """It names them itself: loading the drills would make every other verb slower."""
+    (only,) = (param for param in cli._group.commands["drill"].params if param.name == "only")
+    assert isinstance(only.type, click.Choice)
+    assert tuple(only.type.choices) == DRILLS
 
 
 def test_a_supervisord_that_is_gone_is_said_in_a_sentence(tmp_path: Path) -> None:

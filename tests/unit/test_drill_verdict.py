@@ -25,7 +25,6 @@ def outcome(begun: float, ended: float, ending: Ending = Ending.WHOLE, **other: 
 
 BEFORE, AFTER, AT_LAST = outcome(98, 101), outcome(100.5, 102), outcome(111, 112)
 HEALTHY = Evidence(
-    worker="worker-0",
     on_proxy=False,
     outcomes=(BEFORE, outcome(99, 100.1, Ending.CUT), AFTER, AT_LAST),
     sampled=STRUCK - 0.01,

@@ -114,7 +114,6 @@ class _Drill:
             self._prove(back)
         self._traffic.settle(_SETTLE)
         return Evidence(
-            worker=self._site.worker,
             on_proxy=self._on_proxy,
             outcomes=self._traffic.outcomes(),
             sampled=sampled,

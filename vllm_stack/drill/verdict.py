@@ -38,7 +38,6 @@ class Evidence:
     `back` when it was ready again.
     """
 
-    worker: str
     on_proxy: bool
     outcomes: Sequence[Outcome]
     sampled: float
