@@ -15,6 +15,7 @@ takes that for the failure it is.
 from __future__ import annotations
 
 import getpass
+import os
 import tempfile
 import time
 
@@ -102,10 +103,12 @@ class Life:
     def _server_environment(self) -> dict[str, str]:
         inherited = {k: v for k, v in self._environ.items() if not k.startswith(_NOT_INHERITED)}
         secrets = {name: path.read_text("utf-8").strip() for name, path in self._spec.secret_env.items()}
+        # First, and nobody sets it again: setproctitle finds the memory of the title through the first
+        # variable, and where a program has changed that one an engine keeps its anonymous name.
         own = {MARKER: self._spec.title, "PWD": str(self._spec.box)}
         # Where it would be without our TMPDIR: a cache must outlive the server that fills it.
-        caches = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"}
-        return caches | inherited | self._spec.env | secrets | own
+        caches = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{_user()}"}
+        return own | caches | inherited | self._spec.env | secrets | own
 
     def _note_life(self) -> None:
         spec, noting = self._spec, self._voice.noting
@@ -121,3 +124,11 @@ class Life:
     def _forget_life(self) -> None:
         with self._voice.noting("the record of this life could not be removed"):
             self._spec.identity.forget_life()
+
+
+def _user() -> str:
+    """Name the user as torch does for its caches; one without an entry in the passwd file has a number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
