@@ -43,12 +43,7 @@ up: install  ## Render MODEL and run it, Ctrl-C stops it (WORKERS=2 DETACH=1 ARG
 	@test -n "$$MODEL" || { echo 'Which model? make up MODEL=organisation/name, or a directory' >&2; exit 2; }
 	@$(BIN)/vllm-stack render --workers $(WORKERS) --device $(DEVICE) --out $(OUT) \
 	  $(if $(VLLM_COMMAND),--vllm-command "$(VLLM_COMMAND)") "$$MODEL" $(ARGS)
-ifeq ($(DETACH),)
-	@exec $(BIN)/supervisord -c $(OUT)/supervisord.conf
-else
-	@setsid $(BIN)/supervisord -c $(OUT)/supervisord.conf >$(OUT)/logs/supervisord.out 2>&1 </dev/null &
-	@$(BIN)/vllm-stack wait --out $(OUT)
-endif
+	@exec $(BIN)/vllm-stack up --out $(OUT) $(if $(DETACH),--detach)
 
 .PHONY: down
 down: $(STACK)  ## Stop the stack and see that no process of it is left

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,8 @@ def main() -> None:
 def run(argv: list[str]) -> int:
     """Run one command line and give its exit code."""
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # see __main__
         result = _group.main(argv, prog_name="vllm-stack", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except StackError as error:
@@ -380,16 +383,44 @@ def render(
             click.echo(f"\n===== {file.path}\n{file.text}", nl=False)
 
 
+def _timeout_option(help_text: str) -> Callable[[_Function], _Function]:
+    return _option(
+        "--timeout",
+        type=click.FloatRange(min=0),
+        default=1800.0,
+        show_default=True,
+        metavar="SECONDS",
+        help=help_text,
+    )
+
+
 @_group.command()
 @_out_option
-@_option(
-    "--timeout",
-    type=click.FloatRange(min=0),
-    default=1800.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long to wait.",
-)
+@click.option("--detach", is_flag=True, help="Run it in the background; return when all workers are ready.")
+@_timeout_option("With --detach: how long to wait.")
+def up(out: Path, detach: bool, timeout: float) -> int:
+    """Run the rendered stack and show how its workers are; Ctrl-C stops it.
+
+    The first Ctrl-C lets open answers finish, a second one ends everything now, a third one kills what is
+    left. No process stays behind. A worker that fails starts again. With --detach a failure while the
+    workers load is exit code 1, and the stack runs on.
+    """
+    if not detach:
+        # Before the slow imports: from here on a Ctrl-C waits until it can be heeded.
+        from vllm_stack.program import block_signals
+
+        block_signals()
+    from vllm_stack.commands.up import run_detached, run_in_foreground
+
+    if not detach:
+        return run_in_foreground(out)
+    run_detached(out, timeout)
+    return 0
+
+
+@_group.command()
+@_out_option
+@_timeout_option("How long to wait.")
 @click.option("--any", "any_worker", is_flag=True, help="Be content with one ready worker.")
 def wait(out: Path, timeout: float, any_worker: bool) -> None:
     """Show how the workers come up, until all are ready.
@@ -455,3 +486,16 @@ def drill(api_keys: tuple[str, ...], api_key_file: Path | None, **settings: Any)
 
     keys = check_keys((*api_keys, *(read_key_file(api_key_file) if api_key_file else ())))
     drill_stack(DrillOptions(keys=keys, **settings))
+
+
+@_group.command()
+@_out_option
+@click.option("--json", "as_json", is_flag=True, help="Say what was removed as JSON.")
+def clean(out: Path, as_json: bool) -> None:
+    """Remove what a stack left behind that was killed all at once: processes, sockets, records.
+
+    Logs, rendered files, secrets and the records of failures stay.
+    """
+    from vllm_stack.commands.clean import clean_stack
+
+    clean_stack(out, as_json)

@@ -116,6 +116,11 @@ class Layout:
         return self.logs / f"{name}.log"
 
     @property
+    def supervisord_out(self) -> Path:
+        """What supervisord says before it has a log, or why it has none."""
+        return self.logs / "supervisord.out"
+
+    @property
     def run(self) -> Path:
         return self.out / "run"
 

@@ -146,7 +146,7 @@ def _stack(plan: Plan) -> dict[str, Any]:
         },
         "admin_port": options.admin_port,
         "wedge_timeout": options.wedge_timeout,
-        "restart_delay": options.restart_delay,
+        "drain_timeout": options.drain_timeout,
         "stop_seconds": plan.timings.proxy_stop_wait + plan.timings.worker_stop_wait,
         "workers": [
             {

@@ -18,13 +18,13 @@ trap 'exit 130' INT TERM
 
 if "$BIN/supervisorctl" -c "$OUT/supervisord.conf" pid >/dev/null 2>&1; then
     echo "A stack is running in $OUT: asking that one."
+    "$BIN/vllm-stack" wait --out "$OUT" --timeout 900
 else
     # shellcheck disable=SC2086  # ARGS holds several words
     "$BIN/vllm-stack" render "$MODEL" --workers "$WORKERS" --device "$DEVICE" --out "$OUT" ${ARGS:-}
     started=yes
-    setsid "$BIN/supervisord" -c "$OUT/supervisord.conf" >"$OUT/logs/supervisord.out" 2>&1 </dev/null &
+    "$BIN/vllm-stack" up --out "$OUT" --detach --timeout 900
 fi
-"$BIN/vllm-stack" wait --out "$OUT" --timeout 900
 
 door=$("$BIN/python" -c 'import json, sys; d = json.load(open(sys.argv[1]))["door"]; print("%s://127.0.0.1:%s/v1" % (d["scheme"], d["port"]))' \
     "$OUT/stack.json")

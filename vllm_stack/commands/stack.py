@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_stack.address import TcpAddress
 from vllm_stack.errors import NoStack
 from vllm_stack.layout import Layout, life_record
 from vllm_stack.leftovers import Identity
@@ -22,6 +24,12 @@ class PublicDoor:
     port: int
     key_required: bool
 
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - it is read
+        return f"{self.scheme}://{TcpAddress(host, self.port)}/v1"
+
 
 @dataclass(frozen=True, slots=True)
 class Stack:
@@ -33,20 +41,45 @@ class Stack:
     admin_port: int
     stop_seconds: int
     door: PublicDoor
+    # Seconds that a stop leaves to open answers.
+    drain_timeout: float
     # Seconds after which a worker whose engine hangs is ended; 0: never.
     wedge_timeout: float
+
+    @property
+    def server_names(self) -> tuple[str, ...]:
+        """The workers, then the servers elsewhere."""
+        return self.worker_names + self.upstream_names
 
     @property
     def supervisor(self) -> Supervisor:
         return Supervisor(self.layout.socket)
 
+    def supervisord_runs(self) -> bool:
+        """Tell whether a supervisord holds this stack's socket.
+
+        One that answers nothing in time, or that it is stopping, is alive all the same.
+        """
+        try:
+            self.supervisor.call("getPID")
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except (OSError, xmlrpc.client.Fault):
+            return True
+        return True
+
     def identities(self) -> list[Identity]:
         """Name every program by what its processes have in common, those of earlier renders included."""
+        return [self.identity(name) for name in self.program_names]
+
+    def identity(self, name: str) -> Identity:
         layout = self.layout
-        return [
-            Identity(layout.process_title(name), layout.box(name), life_record(layout.state, name))
-            for name in ("proxy", *sorted({*layout.worker_boxes(), *self.worker_names}))
-        ]
+        return Identity(layout.process_title(name), layout.box(name), life_record(layout.state, name))
+
+    @property
+    def program_names(self) -> list[str]:
+        """The proxy, and every worker that ever was."""
+        return ["proxy", *sorted({*self.layout.worker_boxes(), *self.worker_names})]
 
 
 def find_stack(out: Path) -> Stack:
@@ -62,7 +95,8 @@ def find_stack(out: Path) -> Stack:
             raw["admin_port"],
             raw["stop_seconds"],
             PublicDoor(**{name: raw["door"][name] for name in ("scheme", "host", "port", "key_required")}),
-            float(raw.get("wedge_timeout") or 0),
+            float(raw["drain_timeout"]),
+            float(raw["wedge_timeout"]),
         )
     except FileNotFoundError:
         raise NoStack(

@@ -5,30 +5,39 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
-import requests
 
 from vllm_stack.commands.stack import Stack, find_stack
+from vllm_stack.commands.watch_workers import (
+    LOOK_EVERY,
+    SPEAK_EVERY,
+    Sight,
+    ask_proxy,
+    failure_of,
+    is_up,
+    last_word,
+    log_tail,
+    ready_names,
+)
 from vllm_stack.errors import NoStack, StackError
-from vllm_stack.layout import failure_record
-from vllm_stack.log_tail import last_lines
-from vllm_stack.worker.failure import Failure, last_failure
+from vllm_stack.worker.failure import Failure
 
-_TICK = 1.0
-_SPEAK_EVERY = 10.0
 # A supervisord started just before us needs a moment until it answers.
 _GRACE = 10.0
 
 
 def wait_until_ready(
-    out: Path, timeout: float, any_worker: bool, clock: Callable[[], float] = time.monotonic
+    out: Path,
+    timeout: float,
+    any_worker: bool,
+    clock: Callable[[], float] = time.monotonic,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Return when all workers are ready (or one, with `any_worker`).
 
     Servers elsewhere are not ours to wait for: one of them is enough, and only where there are no
-    workers, or with `any_worker`.
+    workers, or with `any_worker`. `check` is called before every look; what it raises ends the wait.
 
     Raises `NoStack` when supervisord does not run, `StackError` when a worker failed or the time
     (seconds) is over; the last lines of its log are shown before.
@@ -38,80 +47,41 @@ def wait_until_ready(
     said: dict[str, str] = {}
     spoken = 0.0
     while True:
+        check()
         # Each time anew: until its proxy starts, what an earlier stack here left counts as running.
         stack = find_stack(out)
-        states = _states(stack)
+        states = ask_proxy(stack)
         elapsed = clock() - begun
         if not states and elapsed > _GRACE and stack.supervisor.pid() is None:
             raise NoStack(f"supervisord is not running: supervisord -c {stack.layout.supervisord_conf}")
-        if _enough(states, stack, any_worker):
-            click.echo(f"Ready after {elapsed:.0f} s: {', '.join(_ready(states, stack))}")
+        if is_up(states, stack, any_worker):
+            click.echo(f"Ready after {elapsed:.0f} s: {', '.join(ready_names(states, stack))}")
             return
         for name in stack.worker_names:
-            failure = _failure(stack, name)
+            failure = failure_of(stack, name)
             known = before.setdefault(name, failure)
             if failure is not None and failure != known:
-                _show_log(stack, name)
+                for line in log_tail(stack, name):
+                    click.echo(line, err=True)
                 raise StackError(
                     f"{name} failed: vLLM {failure.how} after {failure.seconds_alive:.0f} s. "
                     f"Its log is {stack.layout.logs / name}.log; it will be started again"
                 )
         if elapsed > timeout:
             raise StackError(f"Not ready after {timeout:.0f} s: {_describe(states, stack)}")
-        if _changed(states, said) or elapsed - spoken >= _SPEAK_EVERY:
-            spoken = elapsed
-            _speak(stack, states, elapsed)
-        time.sleep(_TICK)
+        if states != said or elapsed - spoken >= SPEAK_EVERY:
+            said, spoken = states, elapsed
+            for name in stack.server_names:
+                click.echo(_sight(states, stack, name).line(elapsed))
+        time.sleep(LOOK_EVERY)
 
 
-def _states(stack: Stack) -> dict[str, str]:
-    """Ask the proxy how each worker is; before it listens, all are merely starting."""
-    try:
-        answer = requests.get(f"http://127.0.0.1:{stack.admin_port}/workers", timeout=5)
-        workers: list[dict[str, Any]] = answer.json()["workers"]
-        return {worker["name"]: worker["state"] for worker in workers}
-    except (requests.RequestException, ValueError, KeyError):
-        return {}
-
-
-def _enough(states: dict[str, str], stack: Stack, any_worker: bool) -> bool:
-    ready = _ready(states, stack)
-    if any_worker or not stack.worker_names:
-        return bool(ready)
-    return set(stack.worker_names) <= set(ready)
-
-
-def _ready(states: dict[str, str], stack: Stack) -> list[str]:
-    return [name for name in _names(stack) if states.get(name) == "ready"]
-
-
-def _names(stack: Stack) -> tuple[str, ...]:
-    return stack.worker_names + stack.upstream_names
-
-
-def _changed(states: dict[str, str], said: dict[str, str]) -> bool:
-    changed = states != said
-    said.clear()
-    said.update(states)
-    return changed
-
-
-def _speak(stack: Stack, states: dict[str, str], elapsed: float) -> None:
-    for name in _names(stack):
-        ready = states.get(name) == "ready"
-        doing = "" if ready else " ".join(last_lines(stack.layout.logs / f"{name}.log", 1))
-        waiting = states.get(name, "unknown") if name in stack.upstream_names else "loading"
-        click.echo(f"{elapsed:4.0f} s  {name}  {'ready' if ready else waiting}  {doing[:100]}".rstrip())
+def _sight(states: dict[str, str], stack: Stack, name: str) -> Sight:
+    if states.get(name) == "ready":
+        return Sight(name, "ready")
+    waiting = states.get(name, "unknown") if name in stack.upstream_names else "loading"
+    return Sight(name, waiting, last_word(stack, name))
 
 
 def _describe(states: dict[str, str], stack: Stack) -> str:
-    return ", ".join(f"{name} is {states.get(name, 'not seen yet')}" for name in _names(stack))
-
-
-def _failure(stack: Stack, name: str) -> Failure | None:
-    return last_failure(failure_record(stack.layout.state, name))
-
-
-def _show_log(stack: Stack, name: str) -> None:
-    for line in last_lines(stack.layout.logs / f"{name}.log", 15):
-        click.echo(f"  {name} | {line}", err=True)
+    return ", ".join(f"{name} is {states.get(name, 'not seen yet')}" for name in stack.server_names)

@@ -1,0 +1,87 @@
+"""A terminal with one program in its foreground: what is typed there acts as it does for a person."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+from tests.support.polling import until
+from tests.support.processes import ProcessLedger
+
+CTRL_C = "\x03"
+
+
+class Terminal:
+    """A pseudo-terminal and the program that leads its session, which `ledger` answers for."""
+
+    def __init__(
+        self, ledger: ProcessLedger, argv: Sequence[str | Path], env: Mapping[str, str], cwd: Path
+    ) -> None:
+        self._master, slave = pty.openpty()
+        # setsid makes the terminal the controlling one, so that Ctrl-C becomes a signal.
+        self.process = subprocess.Popen(
+            ["setsid", "--ctty", *map(str, argv)], stdin=slave, stdout=slave, stderr=slave, env=env, cwd=cwd
+        )
+        os.close(slave)
+        ledger.record(self.process.pid)
+        self._shown = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        # At the end of the program, or of the terminal, there is nothing to read: EIO.
+        with contextlib.suppress(OSError):
+            while data := os.read(self._master, 4096):
+                self._shown += data
+
+    @property
+    def shown(self) -> str:
+        """All that was written to the screen so far."""
+        return self._shown.decode(errors="replace").replace("\r\n", "\n")
+
+    def until_shown(self, text: str, timeout: float) -> None:
+        until(lambda: text in self.shown or self._unless(), timeout, f"{text!r} is shown")
+
+    def _unless(self) -> bool:
+        raise LookupError(self.shown)
+
+    def until_blocked(self, signum: int, timeout: float = 20) -> None:
+        """Wait until the program holds a signal back (proc(5): SigBlk)."""
+
+        def blocked() -> bool:
+            status = Path(f"/proc/{self.process.pid}/status").read_text()
+            mask = next(line for line in status.splitlines() if line.startswith("SigBlk"))
+            return bool(int(mask.split()[1], 16) >> (signum - 1) & 1)
+
+        until(blocked, timeout, f"signal {signum} is blocked", every=0.002)
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+    def close(self) -> None:
+        """Close the terminal, as a window is closed or a connection lost."""
+        descriptor, self._master = self._master, -1
+        os.close(descriptor)
+
+    def wait(self, timeout: float) -> int:
+        """Give the program's exit code once it and what it wrote have come."""
+        begun = time.monotonic()
+        until(lambda: self.process.poll() is not None or self._unless(), timeout, "the program ended")
+        self.seconds = time.monotonic() - begun
+        if self._master != -1:
+            self._reader.join(10)
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+    def supervisord(self) -> psutil.Process:
+        """Give the one child of the program."""
+        (child,) = psutil.Process(self.process.pid).children()
+        return child

@@ -1,0 +1,100 @@
+"""How the workers come up and go: what the verbs know of each, and the line they show of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import requests
+
+from vllm_stack.commands.stack import Stack
+from vllm_stack.layout import failure_record
+from vllm_stack.log_tail import last_lines
+from vllm_stack.worker.failure import Failure, last_failure
+
+# How often those that wait look, and how often they speak although nothing changed (seconds).
+LOOK_EVERY = 1.0
+SPEAK_EVERY = 10.0
+# What the proxy says of a worker that is out, where it says more than that nobody listens.
+_TELLING = ("stopping", "stopped", "ill", "late")
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What can be told of one server now: its state in a word, and what it is doing."""
+
+    name: str
+    state: str
+    doing: str = ""
+
+    def line(self, elapsed: float) -> str:
+        """Give the line for a screen, `elapsed` seconds after the verb began."""
+        return f"{elapsed:4.0f} s  {self.name}  {self.state}  {self.doing}".rstrip()
+
+
+def ask_proxy(stack: Stack, timeout: float = 5.0) -> dict[str, str]:
+    """Ask the proxy how each server is; before it listens it says nothing of any."""
+    try:
+        answer = requests.get(f"http://127.0.0.1:{stack.admin_port}/workers", timeout=timeout)
+        workers: list[dict[str, Any]] = answer.json()["workers"]
+        return {worker["name"]: worker["state"] for worker in workers}
+    except (requests.RequestException, ValueError, KeyError):
+        return {}
+
+
+def is_up(states: dict[str, str], stack: Stack, any_worker: bool = False) -> bool:
+    """Tell whether all workers are ready (or one, with `any_worker`).
+
+    Servers elsewhere are not ours to wait for: one of them is enough, and only where there are no
+    workers, or with `any_worker`.
+    """
+    ready = ready_names(states, stack)
+    if any_worker or not stack.worker_names:
+        return bool(ready)
+    return set(stack.worker_names) <= set(ready)
+
+
+def ready_names(states: dict[str, str], stack: Stack) -> list[str]:
+    """Name the servers that are ready."""
+    return [name for name in stack.server_names if states.get(name) == "ready"]
+
+
+def look_at(states: dict[str, str], stack: Stack, name: str) -> Sight:
+    """Put together what the proxy, the failure record and the log say of a server."""
+    told = states.get(name, "unknown")
+    if told == "ready" or name in stack.upstream_names:
+        return Sight(name, told)
+    failure = failure_of(stack, name)
+    if failure is not None and _seconds_left(failure, stack.restart_delay(name)) > 0:
+        return failed(failure, stack, name)
+    return Sight(name, told if told in _TELLING else "loading", last_word(stack, name))
+
+
+def failed(failure: Failure, stack: Stack, name: str) -> Sight:
+    """Say how a worker failed, and when it starts again."""
+    left = _seconds_left(failure, stack.restart_delay(name))
+    again = f"in {left:.0f} s" if left > 0 else "now"
+    return Sight(
+        name, "failed", f"vLLM {failure.how} after {failure.seconds_alive:.0f} s; starts again {again}"
+    )
+
+
+def failure_of(stack: Stack, name: str) -> Failure | None:
+    """Give a worker's last failure, if it had one."""
+    return last_failure(failure_record(stack.layout.state, name))
+
+
+def last_word(stack: Stack, name: str) -> str:
+    """Give the last line of a program's log, as much as fits on a screen."""
+    return " ".join(last_lines(stack.layout.logs / f"{name}.log", 1))[:100]
+
+
+def log_tail(stack: Stack, name: str) -> list[str]:
+    """Give the last lines of a program's log, each with its name."""
+    return [f"  {name} | {line}" for line in last_lines(stack.layout.logs / f"{name}.log", 15)]
+
+
+def _seconds_left(failure: Failure, delay: float) -> float:
+    """Give the seconds until a failed worker starts again, 0 when it may start already."""
+    age = failure.age()
+    return delay - age if age is not None and 0 <= age < delay else 0.0
