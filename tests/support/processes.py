@@ -117,9 +117,13 @@ class ProcessLedger:
                 stderr=subprocess.STDOUT,
                 start_new_session=new_session,
             )
+        self.adopt(child)
+        return child
+
+    def adopt(self, child: subprocess.Popen[bytes]) -> None:
+        """Answer for a child that the test started itself."""
         self._children.append(child)
         self.record(child.pid)
-        return child
 
     def record(self, pid: int) -> None:
         """Answer for a process that somebody else started."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import select
 import subprocess
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.polling import until
 from tests.support.processes import ProcessLedger
@@ -27,20 +28,21 @@ class Terminal:
     ) -> None:
         self._master, slave = pty.openpty()
         # setsid makes the terminal the controlling one, so that Ctrl-C becomes a signal.
-        self.process = subprocess.Popen(
-            ["setsid", "--ctty", *map(str, argv)], stdin=slave, stdout=slave, stderr=slave, env=env, cwd=cwd
-        )
+        words = ["/usr/bin/setsid", "--ctty", *map(str, argv)]
+        self.process = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave, env=env, cwd=cwd)
         os.close(slave)
-        ledger.record(self.process.pid)
+        ledger.adopt(self.process)
         self._shown = b""
+        self._closing = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        # At the end of the program, or of the terminal, there is nothing to read: EIO.
+        # At the end of the program there is nothing more to read: EIO.
         with contextlib.suppress(OSError):
-            while data := os.read(self._master, 4096):
-                self._shown += data
+            while not self._closing.is_set():
+                if select.select([self._master], [], [], 0.05)[0]:
+                    self._shown += os.read(self._master, 4096)
 
     @property
     def shown(self) -> str:
@@ -48,7 +50,15 @@ class Terminal:
         return self._shown.decode(errors="replace").replace("\r\n", "\n")
 
     def until_shown(self, text: str, timeout: float) -> None:
-        until(lambda: text in self.shown or self._unless(), timeout, f"{text!r} is shown")
+        def shown() -> bool:
+            ended = self.process.poll() is not None
+            if ended:
+                self._reader.join(10)
+            if ended and text not in self.shown:
+                pytest.fail(f"it ended before {text!r} was shown: {self.shown}")
+            return text in self.shown or self._unless()
+
+        until(shown, timeout, f"{text!r} is shown")
 
     def _unless(self) -> bool:
         raise LookupError(self.shown)
@@ -68,16 +78,14 @@ class Terminal:
 
     def close(self) -> None:
         """Close the terminal, as a window is closed or a connection lost."""
-        descriptor, self._master = self._master, -1
-        os.close(descriptor)
+        self._closing.set()
+        self._reader.join(10)
+        os.close(self._master)
 
     def wait(self, timeout: float) -> int:
         """Give the program's exit code once it and what it wrote have come."""
-        begun = time.monotonic()
         until(lambda: self.process.poll() is not None or self._unless(), timeout, "the program ended")
-        self.seconds = time.monotonic() - begun
-        if self._master != -1:
-            self._reader.join(10)
+        self._reader.join(10)
         assert self.process.returncode is not None
         return self.process.returncode
 

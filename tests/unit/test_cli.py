@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import socket
 import stat
 import subprocess
@@ -215,6 +216,15 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(down, "stop_stack", interrupt)
     assert cli.run(["down"]) == 130
+
+
+def test_ctrl_c_before_anything_has_begun_ends_without_a_word(run: Run, box: Path) -> None:
+    """Even while the command line's own modules are imported; a module of theirs types it here."""
+    shim = box / "shim"
+    shim.mkdir()
+    (shim / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    result = run("up", PYTHONPATH=str(shim))
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
 
 
 @pytest.mark.parametrize(

@@ -39,15 +39,7 @@ class Supervisord:
 
         # With -P no module in the directory we stand in takes the place of a real one; with -s it
         # logs to its file alone, and only what keeps it from starting is left to say.
-        argv = [
-            sys.executable,
-            "-P",
-            "-m",
-            "supervisor.supervisord",
-            "-s",
-            "-c",
-            str(layout.supervisord_conf),
-        ]
+        argv = [sys.executable, "-P", "-m", "supervisor.supervisord", "-s"]
         try:
             with layout.supervisord_out.open("wb") as output:
                 self._process = subprocess.Popen(

@@ -190,24 +190,13 @@ class FrontEnd:
         stack = self._stack()
         # Where another supervisord was first, its programs have our names and are not ours.
         if not stack.supervisord_runs():
-            self._sweep(stack)
+            left = _sweep(stack)
+            if left or self._fault is None:
+                _say(f"Stopped. {'What was left was killed' if left else 'No process of the stack is left'}.")
         if self._fault is not None:
             raise StackError(self._fault)
         assert self._told is not None  # noqa: S101 - the loop ends after a signal or a fault
         return _exit_code(self._told)
-
-    @staticmethod
-    def _sweep(stack: Stack) -> None:
-        left: list[str] = []
-
-        def tell(line: str) -> None:
-            left.append(line)
-            _say(f"  {line}")
-
-        clean = [sweep(identity, tell) for identity in stack.identities()]
-        if not all(clean):
-            raise StackError("Some processes could not be ended; the lines above name them")
-        _say(f"Stopped. {'What was left was killed' if left else 'No process of the stack is left'}.")
 
     def _stack(self) -> Stack:
         """Read the stack anew: it is another one when its proxy has started, or after a reload."""
@@ -215,6 +204,20 @@ class FrontEnd:
         with contextlib.suppress(NoStack):
             self._known = find_stack(self._out)
         return self._known
+
+
+def _sweep(stack: Stack) -> bool:
+    """Kill what may have escaped and tell of it; False if there was nothing. Raises `StackError`."""
+    left: list[str] = []
+
+    def tell(line: str) -> None:
+        left.append(line)
+        _say(f"  {line}")
+
+    clean = [sweep(identity, tell) for identity in stack.identities()]
+    if not all(clean):
+        raise StackError("Some processes could not be ended; the lines above name them")
+    return bool(left)
 
 
 def _say(text: str) -> None:

@@ -36,14 +36,10 @@ def wreck(one: Stack) -> list[psutil.Process]:
 
 def files_of(one: Stack) -> dict[str, bytes]:
     """Give what must stay: rendered files, secrets, logs, failure records, the options in force."""
-    out = one.layout.out
-    paths = [path for path in out.rglob("*") if path.is_file()]
-    return {
-        str(path.relative_to(out)): path.read_bytes()
-        for path in paths
-        if path.is_relative_to(out / "run/state") is False or path.name.endswith("failure.json")
-        if not path.is_relative_to(out / "run") or path.is_relative_to(out / "run/state")
-    }
+    out, run, state = one.layout.out, one.layout.run, one.layout.state
+    kept = [path for path in out.rglob("*") if path.is_file() and not path.is_relative_to(run)]
+    kept += [path for path in state.rglob("*") if path.is_file() and path.parent != state]
+    return {str(path.relative_to(out)): path.read_bytes() for path in (*kept, *state.glob("*.failure.json"))}
 
 
 def engines_and_files_of_a_stack_that_was_killed_at_once_go(stack: StackFactory) -> None:
@@ -76,12 +72,8 @@ def engines_and_files_of_a_stack_that_was_killed_at_once_go(stack: StackFactory)
     ]
     assert [path for path in stale if not path.exists()] == []
     kept = files_of(one)
-    assert {
-        "stack.json",
-        "secrets/internal-key",
-        "logs/worker-0.log",
-        "run/state/worker-0.failure.json",
-    } < set(kept)
+    named = {"stack.json", "secrets/internal-key", "logs/worker-0.log", "run/state/worker-0.failure.json"}
+    assert named < set(kept)
 
     cleaned = one.vllm_stack("clean")
     assert (cleaned.returncode, cleaned.stderr) == (0, "")

@@ -27,7 +27,7 @@ from tests.integration.conftest import (
     gone,
     run_at_once,
 )
-from tests.support.polling import until
+from tests.support.polling import throughout, until
 from tests.support.processes import is_alive
 from tests.support.terminal import CTRL_C, Terminal
 
@@ -156,7 +156,7 @@ def a_second_ctrl_c_cuts_open_answers(stack: StackFactory) -> None:
     terminal = serving(one)
     client, answers = open_stream(one, tokens=500, delay=0.1)
     terminal.type(CTRL_C)
-    until(lambda: "waiting for proxy" in one.log("supervisord"), 20, "supervisord stops")
+    until(lambda: "waiting for " in one.log("supervisord"), 20, "supervisord stops")
     assert "told to stop" not in one.log("worker-0")
     terminal.type(CTRL_C)
     assert terminal.wait(AT_ONCE) == 130
@@ -235,6 +235,33 @@ def a_closed_terminal_ends_the_stack(stack: StackFactory) -> None:
     assert terminal.wait(END) == 128 + signal.SIGHUP
     assert "SIGKILL" not in one.log("supervisord")
     one.assert_all_gone(0)
+
+
+def a_held_screen_holds_up_no_stop(stack: StackFactory) -> None:
+    """After Ctrl-S the terminal takes no output."""
+    one = stack()
+    terminal = serving(one)
+    terminal.type("\x13")
+    one.kill(one.tree().server)
+    until(one.failure, 15, "there is something to show")
+    terminal.process.terminate()
+    assert terminal.wait(END) == 0
+    one.assert_all_gone(0)
+
+
+def a_hup_that_was_to_be_ignored_is_ignored(stack: StackFactory) -> None:
+    """As under nohup."""
+    one = stack()
+    assert one.render() == 0
+    script = 'trap "" HUP; exec "$0" up --out "$1"'
+    argv = ["sh", "-c", script, BIN / "vllm-stack", one.layout.out]
+    terminal = Terminal(one.ledger, argv, one.env, one.home)
+    terminal.until_shown("Serving at", 40)
+    terminal.process.send_signal(signal.SIGHUP)
+    throughout(lambda: "Stopping" not in terminal.shown, 1.5, "it serves on")
+    terminal.type(CTRL_C)
+    assert terminal.wait(END) == 130
+    assert_orderly(one, terminal)
 
 
 def a_supervisord_that_was_killed_is_told_of_and_nothing_stays(stack: StackFactory) -> None:
@@ -349,7 +376,8 @@ def interrupted(home: Path, offset: float | None) -> None:
             time.sleep(offset)  # the offset is the subject
         terminal.type(CTRL_C)
         assert terminal.wait(END) == 130, terminal.shown
-        assert "Traceback" not in terminal.shown + one.layout.supervisord_out.read_text()
+        assert "Traceback" not in terminal.shown + one.log("supervisord")
+        assert one.layout.supervisord_out.exists() == (offset is not None)
         one.assert_all_gone(0)
 
 
