@@ -81,6 +81,8 @@ def one_ctrl_c_ends_in_order(stack: StackFactory) -> None:
     assert f"Serving at http://127.0.0.1:{one.door}/v1" in terminal.shown
     for name in one.names:
         assert f"{name}  ready" in terminal.shown
+    supervisord = terminal.supervisord()
+    assert os.getsid(supervisord.pid) == supervisord.pid, "a Ctrl-C in the terminal would reach it"
     client, answers = open_stream_somewhere(one)
     terminal.type(CTRL_C)
     terminal.until_shown("Stopping: open answers may finish (up to 15 s)", 10)
@@ -420,8 +422,8 @@ def test_a_process_that_a_shell_left_to_us_is_not_of_the_stack(stack: StackFacto
     other = int(note.read_text())
     try:
         terminal.type(CTRL_C)
-        # The other one is in the foreground as well, so Ctrl-C is for it too; what counts is our end.
         assert terminal.wait(END) == 130
+        assert is_alive(other), "sh has what it starts with & ignore Ctrl-C; nobody else may have ended it"
         assert "Traceback" not in terminal.shown
     finally:
         if is_alive(other):
