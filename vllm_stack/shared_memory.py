@@ -4,7 +4,8 @@ Python's shared memory and semaphores are files there with random names. Their o
 resource tracker) removes them, unless it was killed too; then hundreds of megabytes stay until a
 reboot. While a server lives, its wrapper notes which of these files its processes have mapped;
 when the server is gone, those that nobody maps any more are removed. A file is never taken for
-ours by its name: a person may well keep a model in /dev/shm.
+ours by its name: a person may well keep a model in /dev/shm. Nor is a mapping known by it: glibc
+makes a semaphore under another name and renames it, so what counts is the inode.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +23,8 @@ from vllm_stack.program import boot_id
 from vllm_stack.record import read_record, write_record
 
 SHM = Path("/dev/shm")  # noqa: S108 - the very directory
-_MAPPED = re.compile(rf" {SHM}/([^/\n]+)$", re.MULTILINE)
-_DELETED = " (deleted)"
-# A semaphore of multiprocessing: its maker maps it as long as anyone may still open it by name, so
-# one that nobody maps is of no use to anybody.
-_SEMAPHORE = "sem.mp-"
+# A line of /proc/PID/maps: addresses, permissions, offset, device, inode, path (proc_pid_maps(5)).
+_MAPPED = re.compile(rf"^\S+ \S+ \S+ \S+ (\d+)\s+{SHM}/", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class SharedMemory:
 
     def begin(self) -> None:
         """Begin the record of a life: what is there already is not of it. Raises `OSError`."""
-        self._write(set(), {path.name for path in _own_files()})
+        self._write(set(), set(_own_files()))
 
     def note(self, pids: Iterable[int]) -> None:
         """Add what these processes map now; raises `OSError` when the record cannot be written."""
@@ -45,23 +43,20 @@ class SharedMemory:
         if known is None:
             return
         names, before = known
-        fresh = _mapped_by(pids) - before - names
+        mapped = _mapped_by(pids)
+        fresh = {name for name, inode in _own_files().items() if inode in mapped} - before - names
         if fresh:
             self._write(names | fresh, before)
 
     def stale(self) -> list[Path]:
-        """Give what the last life left: noted files that no living process maps any more.
-
-        With them the semaphores made since it began that nobody maps, whoever made them.
-        """
+        """Give what the last life left: noted files that no living process maps any more."""
         known = self._read()
         if known is None:
             return []
-        names, before = known
-        files = {path.name: path for path in _own_files()}
-        names |= {name for name in files if name.startswith(_SEMAPHORE)} - before
-        mapped = _mapped_by(psutil.pids())
-        return [files[name] for name in sorted(names & files.keys() - mapped)]
+        names, _ = known
+        left = {name: inode for name, inode in _own_files().items() if name in names}
+        mapped = _mapped_by(psutil.pids()) if left else set()
+        return [SHM / name for name, inode in sorted(left.items()) if inode not in mapped]
 
     def remove_stale(self, say: Callable[[str], object]) -> list[Path]:
         """Remove what is stale and forget the record; only when the program's processes are gone."""
@@ -89,18 +84,22 @@ class SharedMemory:
         return set(map(str, names)), set(map(str, before))
 
 
-def _mapped_by(pids: Iterable[int]) -> set[str]:
-    """Name the files of /dev/shm that any of these processes maps; those of others cannot be seen."""
-    names: set[str] = set()
+def _mapped_by(pids: Iterable[int]) -> set[int]:
+    """Give the inodes in /dev/shm that any of these processes maps; those of other users cannot be seen."""
+    inodes: set[int] = set()
     for pid in pids:
         with contextlib.suppress(OSError):
-            names |= set(_MAPPED.findall(Path(f"/proc/{pid}/maps").read_text("utf-8", "replace")))
-    return {name for name in names if not name.endswith(_DELETED)}
+            maps = Path(f"/proc/{pid}/maps").read_text("utf-8", "replace")
+            inodes |= set(map(int, _MAPPED.findall(maps)))
+    return inodes
 
 
-def _own_files() -> Iterator[Path]:
+def _own_files() -> dict[str, int]:
+    """Give the plain files of this user in /dev/shm by name, with their inodes."""
+    files = {}
     with contextlib.suppress(OSError):
         for entry in os.scandir(SHM):
             with contextlib.suppress(OSError):
                 if entry.is_file(follow_symlinks=False) and entry.stat().st_uid == os.getuid():
-                    yield Path(entry.path)
+                    files[entry.name] = entry.inode()
+    return files

@@ -12,8 +12,9 @@ import click
 
 from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.errors import StackError
-from vllm_stack.layout import life_record, stopping_notice
+from vllm_stack.layout import life_record, phase_note, shared_memory_record, stopping_notice
 from vllm_stack.leftovers import sweep
+from vllm_stack.shared_memory import SharedMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,21 @@ def clean_stack(out: Path, as_json: bool) -> None:
 
 
 def stale_files(stack: Stack) -> list[StaleFile]:
-    """Decide what to remove, once no process of the stack is left. Nothing is touched here.
+    """Decide what to remove, once no process of the stack is left. Nothing is touched here."""
+    # Shared memory before the records that tell which it is.
+    return [
+        *_of_supervisord(stack),
+        *_shared_memory(stack),
+        *_records(stack),
+        *_sockets(stack),
+        *_in_boxes(stack),
+    ]
 
-    Further kinds of stale files (what a worker leaves outside of its directory) join here.
-    """
-    return [*_of_supervisord(stack), *_records(stack), *_sockets(stack), *_in_boxes(stack)]
+
+def _shared_memory(stack: Stack) -> Iterator[StaleFile]:
+    for name in stack.program_names:
+        memory = SharedMemory(shared_memory_record(stack.layout.state, name))
+        yield from _existing(memory.stale(), f"shared memory of {name}")
 
 
 def _of_supervisord(stack: Stack) -> Iterator[StaleFile]:
@@ -76,6 +87,8 @@ def _records(stack: Stack) -> Iterator[StaleFile]:
     for name in stack.program_names:
         yield from _existing([life_record(state, name)], f"the last life of {name}")
         yield from _existing([stopping_notice(state, name)], f"the notice that {name} stops")
+        yield from _existing([phase_note(state, name)], f"what {name} was doing")
+        yield from _existing([shared_memory_record(state, name)], f"what {name} had in /dev/shm")
     yield from _existing(sorted(state.glob("*.new")), "a record that was never finished")
 
 

@@ -91,7 +91,7 @@ class Progress:
         self._failures[name] = failure
         for line in log_tail(stack, name):
             self._say(line)
-        sight = failed(failure, stack, name)
+        sight = failed(failure, name)
         self._said[name] = sight.state
         self._say(sight.line(self._elapsed()))
 

@@ -12,12 +12,11 @@ from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.commands.watch_workers import (
     LOOK_EVERY,
     SPEAK_EVERY,
-    Sight,
     ask_proxy,
     failure_of,
     is_up,
-    last_word,
     log_tail,
+    look_at,
     ready_names,
 )
 from vllm_stack.errors import NoStack, StackError
@@ -64,23 +63,16 @@ def wait_until_ready(
                 for line in log_tail(stack, name):
                     click.echo(line, err=True)
                 raise StackError(
-                    f"{name} failed: vLLM {failure.how} after {failure.seconds_alive:.0f} s. "
-                    f"Its log is {stack.layout.logs / name}.log; it will be started again"
+                    f"{name} failed: vLLM {failure.story}. "
+                    f"Its log is {stack.layout.log(name)}; it will be started again"
                 )
         if elapsed > timeout:
             raise StackError(f"Not ready after {timeout:.0f} s: {_describe(states, stack)}")
         if states != said or elapsed - spoken >= SPEAK_EVERY:
             said, spoken = states, elapsed
             for name in stack.server_names:
-                click.echo(_sight(states, stack, name).line(elapsed))
+                click.echo(look_at(states, stack, name).line(elapsed))
         time.sleep(LOOK_EVERY)
-
-
-def _sight(states: dict[str, str], stack: Stack, name: str) -> Sight:
-    if states.get(name) == "ready":
-        return Sight(name, "ready")
-    waiting = states.get(name, "unknown") if name in stack.upstream_names else "loading"
-    return Sight(name, waiting, last_word(stack, name))
 
 
 def _describe(states: dict[str, str], stack: Stack) -> str:

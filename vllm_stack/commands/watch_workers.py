@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
 import requests
 
 from vllm_stack.commands.stack import Stack
-from vllm_stack.layout import failure_record
+from vllm_stack.layout import failure_record, phase_note
 from vllm_stack.log_tail import last_lines
 from vllm_stack.worker.failure import Failure, last_failure
+from vllm_stack.worker.phase import Phase, read_phase
 
 # How often those that wait look, and how often they speak although nothing changed (seconds).
 LOOK_EVERY = 1.0
 SPEAK_EVERY = 10.0
 # What the proxy says of a worker that is out, where it says more than that nobody listens.
 _TELLING = ("stopping", "stopped", "ill", "late")
+# What the wrapper knows better than the proxy.
+_TOLD_BY_WRAPPER = {
+    Phase.QUEUED: "queued",
+    Phase.BLOCKED: "blocked",
+    Phase.WEDGED: "wedged",
+    Phase.STOPPING: "stopping",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +69,27 @@ def ready_names(states: dict[str, str], stack: Stack) -> list[str]:
 
 
 def look_at(states: dict[str, str], stack: Stack, name: str) -> Sight:
-    """Put together what the proxy, the failure record and the log say of a server."""
+    """Put together what the proxy, the wrapper and the log say of a server."""
     told = states.get(name, "unknown")
     if told == "ready" or name in stack.upstream_names:
         return Sight(name, told)
-    failure = failure_of(stack, name)
-    if failure is not None and _seconds_left(failure, stack.restart_delay(name)) > 0:
-        return failed(failure, stack, name)
+    note = read_phase(phase_note(stack.layout.state, name))
+    if note is not None and note.phase is Phase.WAITING:
+        return Sight(name, "failed", f"{note.detail}; starts again {_when(note.until)}")
+    if note is not None and note.phase in _TOLD_BY_WRAPPER:
+        return Sight(name, _TOLD_BY_WRAPPER[note.phase], note.detail)
     return Sight(name, told if told in _TELLING else "loading", last_word(stack, name))
 
 
-def failed(failure: Failure, stack: Stack, name: str) -> Sight:
-    """Say how a worker failed, and when it starts again."""
-    left = _seconds_left(failure, stack.restart_delay(name))
-    again = f"in {left:.0f} s" if left > 0 else "now"
-    return Sight(
-        name, "failed", f"vLLM {failure.how} after {failure.seconds_alive:.0f} s; starts again {again}"
-    )
+def failed(failure: Failure, name: str) -> Sight:
+    """Say how a worker failed."""
+    return Sight(name, "failed", f"vLLM {failure.story}; it will be started again")
 
 
 def failure_of(stack: Stack, name: str) -> Failure | None:
-    """Give a worker's last failure, if it had one."""
-    return last_failure(failure_record(stack.layout.state, name))
+    """Give a worker's last failure if it had one, as soon as everything is known of it."""
+    failure = last_failure(failure_record(stack.layout.state, name))
+    return failure if failure is not None and failure.is_settled else None
 
 
 def last_word(stack: Stack, name: str) -> str:
@@ -94,7 +102,7 @@ def log_tail(stack: Stack, name: str) -> list[str]:
     return [f"  {name} | {line}" for line in last_lines(stack.layout.logs / f"{name}.log", 15)]
 
 
-def _seconds_left(failure: Failure, delay: float) -> float:
-    """Give the seconds until a failed worker starts again, 0 when it may start already."""
-    age = failure.age()
-    return delay - age if age is not None and 0 <= age < delay else 0.0
+def _when(moment: float | None) -> str:
+    """Say how far away a moment is (Unix time)."""
+    left = 0.0 if moment is None else moment - time.time()
+    return f"in {left:.0f} s" if left > 0 else "now"

@@ -64,7 +64,7 @@ class Autopsy:
         cause = failure.cause or find_cause(
             failure.returncode, failure.phase, lines, self._oom.kills_until(OomCounter.read())
         )
-        failure = replace(failure, cause=cause, lines=tuple(lines[-_LINES:]))
+        failure = replace(failure, cause=cause, examined=True, lines=tuple(lines[-_LINES:]))
         self._voice.say(f"the cause: {cause}" if cause else "the cause is not known; see the lines above")
         self._record(failure)
         self._remember(failure)
@@ -73,15 +73,17 @@ class Autopsy:
         """Record the failure of a life that was cut short together with its wrapper."""
         failure = new_failure(-signal.SIGKILL, seconds, Phase.READY, self._in_row())
         cause = "its wrapper was killed from outside, and it went with it"
-        self._voice.say(f"vLLM was killed after {seconds:.0f} s: {cause}")
-        self._record(replace(failure, cause=cause))
-        self._remember(replace(failure, cause=cause))
+        failure = replace(failure, cause=cause, examined=True)
+        self._voice.say(f"vLLM {failure.story}")
+        self._record(failure)
+        self._remember(failure)
 
     def of_command(self, returncode: int, error: OSError) -> None:
         """Record that vLLM could not even be executed."""
         failure = replace(
             new_failure(returncode, 0.0, Phase.STARTING, self._in_row()),
             cause=f"the program cannot be executed: {error}",
+            examined=True,
         )
         self._voice.say(f"vLLM cannot be started: {error}")
         self._record(failure)

@@ -12,6 +12,7 @@ from vllm_stack.program import boot_id
 from vllm_stack.record import read_record, write_record
 
 REMEMBERED = 100  # failures of one worker
+EXAMINATION = 20.0  # seconds in which the last words of a server are read, or never
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +21,10 @@ class Failure:
 
     `at` is on CLOCK_BOOTTIME (seconds, which go on in suspend and never jump) and means something
     only within the boot `boot`; `returncode` is negative for a signal, as in `subprocess`; `phase`
-    is how far the server was (starting, ready, stopping). `cause` is a plain sentence, None if it
-    is not known; `lines` are the last of its output. `in_row` counts the failures since a life
-    that lasted, this one included.
+    is how far the server was (starting, ready). It is recorded twice: at once, and `examined` when
+    nothing of the server is left: `cause` is a plain sentence then, None if it is not known, and
+    `lines` are the last of its output. `in_row` counts the failures since a life that lasted,
+    this one included.
     """
 
     at: float
@@ -34,6 +36,7 @@ class Failure:
     cause: str | None = None
     evidence: str | None = None
     in_row: int = 1
+    examined: bool = False
     lines: tuple[str, ...] = ()
 
     @property
@@ -42,9 +45,16 @@ class Failure:
         return describe_end(self.returncode)
 
     @property
-    def why(self) -> str:
-        """Say in words how it ended, and why if that is known."""
-        return f"{self.how}: {self.cause}" if self.cause else f"{self.how}, for a reason that is not known"
+    def story(self) -> str:
+        """Say in words how it ended, after how long, and why if that is known."""
+        why = self.cause or "the cause is not known"
+        return f"{self.how} after {self.seconds_alive:.0f} s: {why}"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the record will not change any more: it is examined, or whoever would do it is gone."""
+        age = self.age()
+        return self.examined or age is None or not 0 <= age < EXAMINATION
 
     def age(self) -> float | None:
         """Give the seconds since the failure, None if the machine was booted since."""
@@ -110,6 +120,7 @@ def last_failure(path: Path) -> Failure | None:
             cause=None if raw["cause"] is None else str(raw["cause"]),
             evidence=None if raw["evidence"] is None else str(raw["evidence"]),
             in_row=int(raw["in_row"]),
+            examined=bool(raw["examined"]),
             lines=tuple(map(str, raw["lines"])),
         )
     except (ValueError, KeyError, TypeError):
