@@ -50,8 +50,8 @@ down: $(STACK)  ## Stop the stack and see that no process of it is left
 	@$(BIN)/vllm-stack down --out $(OUT)
 
 .PHONY: status
-status: $(STACK)  ## Show the state of every program
-	@$(BIN)/supervisorctl -c $(OUT)/supervisord.conf status
+status: $(STACK)  ## Show every worker as it truly is
+	@$(BIN)/vllm-stack status --out $(OUT)
 
 .PHONY: logs
 logs:  ## Follow the logs of all programs

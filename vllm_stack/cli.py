@@ -434,6 +434,20 @@ def wait(out: Path, timeout: float, any_worker: bool) -> None:
 
 @_group.command()
 @_out_option
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def status(out: Path, as_json: bool) -> int:
+    """Show every worker as it truly is: what it is doing, since when, and why it last failed.
+
+    A worker is called ready only if it has just said so itself. Exit code 0: all are ready; 1: some
+    are not; 3: none is.
+    """
+    from vllm_stack.commands.status import show_status
+
+    return show_status(out, as_json)
+
+
+@_group.command()
+@_out_option
 def down(out: Path) -> None:
     """Stop the stack and see to it that no process of it is left."""
     from vllm_stack.commands.down import stop_stack

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_stack.address import TcpAddress
+from vllm_stack.address import Address, TcpAddress, parse_address
 from vllm_stack.errors import NoStack
 from vllm_stack.layout import Layout, life_record
 from vllm_stack.leftovers import Identity
@@ -36,7 +36,8 @@ class Stack:
     """What stack.json says, and how to reach its supervisord."""
 
     layout: Layout
-    worker_names: tuple[str, ...]
+    # Where each worker listens.
+    workers: dict[str, Address]
     upstream_names: tuple[str, ...]
     admin_port: int
     stop_seconds: int
@@ -45,6 +46,10 @@ class Stack:
     drain_timeout: float
     # Seconds after which a worker whose engine hangs is ended; 0: never.
     wedge_timeout: float
+
+    @property
+    def worker_names(self) -> tuple[str, ...]:
+        return tuple(self.workers)
 
     @property
     def server_names(self) -> tuple[str, ...]:
@@ -90,7 +95,7 @@ def find_stack(out: Path) -> Stack:
         raw: dict[str, Any] = json.loads((running or layout.stack_json).read_text("utf-8"))
         return Stack(
             layout,
-            tuple(worker["name"] for worker in raw["workers"]),
+            {worker["name"]: parse_address(worker["address"]) for worker in raw["workers"]},
             tuple(upstream["name"] for upstream in raw["upstreams"]),
             raw["admin_port"],
             raw["stop_seconds"],
