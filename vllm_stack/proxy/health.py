@@ -58,6 +58,7 @@ class _Line:
     """The connection that one worker is asked over."""
 
     def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._look = backend.look
         self._once = backend.remote
         self._question = _QUESTION % (backend.host or b"worker", via.LINE if backend.remote else b"")
@@ -93,9 +94,13 @@ class _Line:
             self._upstream.release()
 
     def _on_break(self, data: bytes | None) -> None:
-        """Nothing was asked, so whatever comes is the end of the line."""
+        """Nothing was asked, so whatever comes is the end of the line, and of the worker until it answers.
+
+        A connect that succeeds is no answer: an engine that was forked holds the listening socket,
+        and the kernel accepts for it after the server's death.
+        """
         self._hang_up()
-        self._look.set()
+        self._backend.suspect("not listening")
 
     def _status(self, upstream: Upstream) -> int:
         upstream.send(self._question)
