@@ -59,6 +59,7 @@ SETTINGS: dict[str, Any] = {
     "FAKE_VLLM_LEAVE_FILES": 0,  # the engine makes shared memory and a temporary file, as vLLM does
     "FAKE_VLLM_ENGINE_GRACE": 1.0,  # seconds from SIGTERM to SIGKILL of the engine
     "FAKE_VLLM_LEAVE_ENGINE": 0,  # exit without a word to the engine
+    "FAKE_VLLM_ENGINE_HOLDS_PORT": 0,  # it inherits the socket: VLLM_WORKER_MULTIPROC_METHOD=fork
     "FAKE_VLLM_ENGINE_DEATH_SECONDS": 1.0,  # from the engine's death to ours
     "FAKE_VLLM_ENGINE_DEATH_EXIT": 0,  # 0 is what vLLM does (vllm#48966)
     "FAKE_VLLM_SCRIPTS": {},  # {path: script} for requests without one; "*" = inference
@@ -128,7 +129,7 @@ def install(directory: Path) -> Path:
 class Engine:
     """The API server's view of its engine: start, watch, stop."""
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, environ: Mapping[str, str], listener: socket.socket) -> None:
         self.control, theirs = socket.socketpair()
         resource_tracker.ensure_running()  # a helper that keeps its name and ignores SIGTERM
         tracker = resource_tracker.getfd()
@@ -143,10 +144,11 @@ class Engine:
             "control": theirs.fileno(),
             "tracker": tracker,
         }
+        held = [listener.fileno()] if settings.flag("FAKE_VLLM_ENGINE_HOLDS_PORT") else []
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "fake_engine.py"), "engine", json.dumps(options)],
             stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno(), tracker],
+            pass_fds=[theirs.fileno(), tracker, *held],
         )
         theirs.close()
         self.worker = 0
@@ -443,7 +445,7 @@ def main(argv: list[str]) -> NoReturn:
     except OSError as error:
         print(f"OSError: {error}: {uds or f'{host}:{port}'}", file=sys.stderr)
         leave(1)
-    engine = Engine(settings, os.environ)
+    engine = Engine(settings, os.environ, listener)
 
     def end(code: int) -> NoReturn:
         if not settings.flag("FAKE_VLLM_LEAVE_ENGINE"):
