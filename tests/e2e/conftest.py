@@ -30,6 +30,7 @@ class RealStack:
         self.ledger = ledger
         self.worker_ports = free_ports(workers)
         self.port, self.admin_port = free_ports(2)
+        self.options: dict[str, str] = {}
 
     def render(self, model: Path, *vllm_arguments: str) -> None:
         assert (BIN / "vllm").exists(), "vLLM is not installed here: run `make install`"
@@ -43,8 +44,10 @@ class RealStack:
             "--api-key": KEY,
             "--host": "127.0.0.1",
             "--out": "out",
+            **self.options,
         }
         words = [word for pair in options.items() for word in pair]
+        # The last one counts.
         vllm = ("--", "--max-model-len", "1024", *vllm_arguments)
         result = self.vllm_stack("render", str(model), *words, *vllm)
         assert result.returncode == 0, result.stderr

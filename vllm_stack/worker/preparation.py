@@ -24,6 +24,9 @@ from vllm_stack.worker.spec import Spec
 from vllm_stack.worker.turn import Turn
 from vllm_stack.worker.voice import Voice
 
+# Seconds that supervisord waits before it starts a program again whose start it books as failed:
+# with a short delay, that much may have passed without the start having been booked as good.
+BACKOFF = 3.0
 GPU_TIMEOUT = 5.0  # for the answer of the driver: nothing else is heeded meanwhile
 _TICK = 0.5
 _SPEAK_EVERY = 15.0
@@ -84,7 +87,7 @@ class Preparation:
         if failure is None or age is None or age < 0:
             return False
         delay = restart_pause(failure, spec.restart_delay, spec.restart_delay_max)
-        if age >= delay:
+        if age >= delay + BACKOFF:
             return False
         pause = max(delay - age, spec.settle - (time.monotonic() - self._born))
         again = f", the {_ordinal(failure.in_row)} failure in a row" if failure.in_row > 1 else ""

@@ -1,0 +1,186 @@
+"""Real vLLM that hangs, computes for long, or is killed all at once: what is seen, kept and cleaned up."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from tests.e2e.conftest import KEY, RealStack
+from tests.e2e.test_real_vllm import all_ready, tree_of, worker_states
+from tests.support.polling import until
+from tests.support.processes import ProcessLedger, find_by_directory, is_alive
+from vllm_stack.shared_memory import SHM
+
+pytestmark = pytest.mark.timeout(900)
+
+PATIENCE = 8.0
+CONTEXT = 60_000
+
+
+@pytest.fixture
+def watched(tmp_path: Path, tiny_model: Path) -> Iterator[RealStack]:
+    """A stack that loses its patience soon, with a context that makes long steps."""
+    with ProcessLedger(grace=60) as ledger:
+        stack = RealStack(tmp_path, ledger)
+        stack.options = {
+            "--wedge-timeout": f"{PATIENCE:g}",
+            "--restart-delay": "2",
+            "--start-stagger": "none",
+        }
+        stack.render(
+            tiny_model,
+            *("--max-model-len", str(CONTEXT), "--max-num-batched-tokens", str(CONTEXT)),
+            *("--hf-overrides", json.dumps({"max_position_embeddings": 65536})),
+        )
+        yield stack
+
+
+class Request(threading.Thread):
+    """One completion, asked for beside the test; its outcome is kept."""
+
+    def __init__(self, stack: RealStack, **settings: Any) -> None:
+        super().__init__(daemon=True)
+        self.outcome: int | Exception | None = None
+        self._url = f"http://127.0.0.1:{stack.port}/v1/completions"
+        self._body = {"max_tokens": 4, "ignore_eos": True, **settings}
+        self.start()
+
+    def run(self) -> None:
+        head = {"authorization": f"Bearer {KEY}"}
+        models = requests.get(self._url.replace("completions", "models"), headers=head, timeout=60).json()
+        body = {"model": models["data"][0]["id"], **self._body}
+        try:
+            self.outcome = requests.post(self._url, json=body, headers=head, timeout=300).status_code
+        except requests.RequestException as error:
+            self.outcome = error
+
+
+def engine_of(stack: RealStack, index: int) -> psutil.Process:
+    _, below = tree_of(stack, index)
+    (engine,) = (p for p in below if f"worker-{index}::EngineCore" in " ".join(p.cmdline()))
+    return engine
+
+
+def failure(stack: RealStack, index: int) -> dict[str, Any]:
+    path = stack.layout.state / f"worker-{index}.failure.json"
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def in_flight(stack: RealStack, index: int) -> int:
+    return int(worker_states(stack)[f"worker-{index}"]["in_flight"])
+
+
+def test_a_hang_is_found_a_long_step_is_not_one_and_a_kill_of_everything_leaves_nothing(
+    watched: RealStack,
+) -> None:
+    """One start serves all the steps: loading takes most of a minute."""
+    stack = watched
+    stack.start()
+    stack.wait()
+    a_long_prefill_is_left_alone(stack)
+    engines_that_hang_are_ended_with_evidence_and_come_back(stack)
+    what_a_kill_of_everything_leaves_is_removed(stack)
+
+
+def a_long_prefill_is_left_alone(stack: RealStack) -> None:
+    servers = [tree_of(stack, index)[0].pid for index in (0, 1)]
+    # Attention is quadratic in the length: from a step that is short enough follows one of about
+    # twice the patience, on this machine.
+    short = CONTEXT // 4
+    prefill(stack, short)
+    length = min(CONTEXT - 10, round(short * math.sqrt(2 * PATIENCE / prefill(stack, short))))
+    took = prefill(stack, length)
+    assert took > PATIENCE, f"a step of {took:.1f} s proves nothing: make the prompt longer"
+    assert [failure(stack, index) for index in (0, 1)] == [{}, {}]
+    assert [tree_of(stack, index)[0].pid for index in (0, 1)] == servers
+
+
+def prefill(stack: RealStack, length: int) -> float:
+    """Have so many tokens computed in one step; gives the seconds it took."""
+    begun = time.monotonic()
+    # Another beginning each time, or the prefix cache would do the work.
+    prompt = [10 + (index + round(begun * 1000)) % 300 for index in range(length)]
+    request = Request(stack, prompt=prompt, max_tokens=1)
+    request.join(300)
+    assert request.outcome == 200, request.outcome
+    return time.monotonic() - begun
+
+
+def engines_that_hang_are_ended_with_evidence_and_come_back(stack: RealStack) -> None:
+    """One is stopped under load, the other while it is idle: the next request finds it."""
+    trees = [[server, *below] for server, below in (tree_of(stack, 0), tree_of(stack, 1))]
+    engines = [engine_of(stack, index) for index in (0, 1)]
+    busy = [Request(stack, prompt=f"{index} workers", max_tokens=20_000, stream=True) for index in range(8)]
+    until(lambda: in_flight(stack, 0) > 0 and in_flight(stack, 1) > 0, 30, "both are at work")
+    engines[0].send_signal(signal.SIGSTOP)
+    assert requests.get(f"http://127.0.0.1:{stack.worker_ports[0]}/health", timeout=10).status_code == 200
+    until(lambda: failure(stack, 0).get("cause"), 90, "the first hang is found")
+    until(lambda: not any(is_alive(p.pid) for p in trees[0]), 30, "its tree is gone")
+    check_evidence(stack, 0, engines[0].pid)
+
+    for request in busy:
+        request.join(300)
+    until(lambda: all_ready(stack), 300, "it is back")
+    until(lambda: in_flight(stack, 1) == 0, 30, "the second is idle")
+    engines[1].send_signal(signal.SIGSTOP)
+    late = [Request(stack, prompt=f"{index} proxies", max_tokens=4) for index in range(8)]
+    until(lambda: in_flight(stack, 1) > 0, 30, "a request has met it")
+    until(lambda: failure(stack, 1).get("cause"), 90, "the second hang is found")
+    until(lambda: not any(is_alive(p.pid) for p in trees[1]), 30, "its tree is gone")
+    check_evidence(stack, 1, engines[1].pid)
+    for request in late:
+        request.join(300)
+    # Nothing had been answered when it was killed, so all of them went to the other worker.
+    assert [request.outcome for request in late] == [200] * len(late)
+    until(lambda: all_ready(stack), 300, "it is back")
+
+
+def check_evidence(stack: RealStack, index: int, engine: int) -> None:
+    told = failure(stack, index)
+    assert "its engine made no step" in told["cause"]
+    case = Path(told["evidence"])
+    assert case.parent == stack.layout.evidence
+    assert "vllm:iteration_tokens_total_count" in (case / "metrics.txt").read_text()
+    assert f"{engine} parent" in (case / "processes.txt").read_text()
+    stack_of_engine = (case / f"stack-{engine}.txt").read_text()
+    assert "run_busy_loop" in stack_of_engine or "ptrace" in stack_of_engine.lower()
+
+
+def what_a_kill_of_everything_leaves_is_removed(stack: RealStack) -> None:
+    record = stack.layout.state / "worker-0.shm.json"
+    names = json.loads(record.read_text())["names"]
+    assert any(name.startswith("psm_") for name in names), names
+    temporary = list((stack.layout.box("worker-0") / "tmp").glob("vllm_dist_*"))
+    assert temporary, "vLLM makes its files in the directory that is the worker's own"
+    everything = find_by_directory(stack.layout.out, f"vllm-stack:{stack.name}")
+    engines = [engine_of(stack, index).pid for index in (0, 1)]
+    assert set(engines) <= {process.pid for process in everything}
+    stack.ledger.remember()
+    # Stopped first, so that nobody can react to the end of another; the engines are left alive.
+    for signum in (signal.SIGSTOP, signal.SIGKILL):
+        for process in everything:
+            if signum == signal.SIGSTOP or process.pid not in engines:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signum)
+    until(lambda: not any(is_alive(p.pid) for p in everything if p.pid not in engines), 10, "they are dead")
+    assert all(is_alive(engine) for engine in engines)
+    assert (SHM / names[0]).exists()
+
+    cleaned = stack.vllm_stack("clean")
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert not any(is_alive(engine) for engine in engines)
+    assert not any((SHM / name).exists() for name in names)
+    assert not any(path.exists() for path in temporary)
+    assert stack.vllm_stack("clean").stdout == "Nothing was left.\n"
