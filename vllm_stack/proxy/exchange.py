@@ -30,7 +30,7 @@ from vllm_stack.proxy.failures import (
     refusal_for,
     retry_count,
 )
-from vllm_stack.proxy.framing import ABORT, STOPPED, Framing
+from vllm_stack.proxy.framing import ABORT, ENGINE_DEAD, STOPPED, Framing
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.relay import Relay
 from vllm_stack.proxy.request import Request
@@ -189,8 +189,11 @@ class Exchange:
         clean = len(body) == length
         if not clean:
             body = body[:length]
-        if ABORT in body or (answer.head.status >= 500 and backend.is_stopping()):
+        failed = answer.head.status >= 500
+        if ABORT in body or (failed and backend.is_stopping()):
             raise Aborted(STOPPED)
+        if failed and ENGINE_DEAD in body:
+            raise Broken("The engine of the worker died")
         self._peer.send(start + body)
         return clean
 

@@ -24,6 +24,8 @@ _MAX_HELD_EVENT = 1024 * 1024
 STOPPED = "The worker was stopped while it answered"
 # A JSON string cannot hold these bytes: inside one the quotes would be escaped.
 ABORT = b'"finish_reason":"abort"'
+# What vLLM says with a 500 to whom its engine died under (vllm/v1/engine/exceptions.py).
+ENGINE_DEAD = b"EngineCore encountered an issue"
 
 
 class Framing(Protocol):

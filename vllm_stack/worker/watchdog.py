@@ -17,7 +17,7 @@ from vllm_stack.worker.probe import Probe, engine_steps
 # Seconds between two looks at a server that is starting; one that serves is looked at this often
 # within its patience, but not more often than `_OFTEN` and not more seldom than `_SELDOM`.
 _STARTING = 0.5
-_LOOKS = 24
+_LOOKS = 8
 _OFTEN, _SELDOM = 0.25, 5.0
 
 

@@ -221,7 +221,16 @@ def half_a_body(sock: socket.socket, data: bytes) -> bool:
     return False
 
 
-@pytest.mark.parametrize("first", [drop, half_a_head, half_a_body])
+def its_engine_died(sock: socket.socket, data: bytes) -> bool:
+    """vLLM tells so whomever it had not answered yet, and ends a few seconds later."""
+    words = b"EngineCore encountered an issue. See stack trace (above) for the root cause."
+    body = b'{"error":{"message":"%s","type":"InternalServerError","param":null,"code":500}}' % words
+    head = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: %d\r\n\r\n" % len(body)
+    sock.sendall(head + body)
+    return True
+
+
+@pytest.mark.parametrize("first", [drop, half_a_head, half_a_body, its_engine_died])
 def test_what_breaks_before_anything_went_out_is_retried_unseen(scripted: Scripted, first: Play) -> None:
     stack, workers = scripted
     play_once(workers, first, then=OK)
