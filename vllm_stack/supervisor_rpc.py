@@ -32,15 +32,17 @@ class Supervisor:
             self._server("close")()
 
     def pid(self) -> int | None:
-        """Give supervisord's process id, None when nobody answers on the socket."""
+        """Give supervisord's process id, None when nobody is there; 0 when it is, but does not tell."""
         try:
             return cast(int, self.call("getPID"))
         except xmlrpc.client.Fault as fault:
             if fault.faultCode == SHUTDOWN_STATE:
                 return 0
             raise
-        except OSError:
+        except (FileNotFoundError, ConnectionRefusedError):
             return None
+        except OSError:
+            return 0
 
 
 class _UnixTransport(xmlrpc.client.Transport):

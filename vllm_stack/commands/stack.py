@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,13 +64,7 @@ class Stack:
 
         One that answers nothing in time, or that it is stopping, is alive all the same.
         """
-        try:
-            self.supervisor.call("getPID")
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        except (OSError, xmlrpc.client.Fault):
-            return True
-        return True
+        return self.supervisor.pid() is not None
 
     def identities(self) -> list[Identity]:
         """Name every program by what its processes have in common, those of earlier renders included."""

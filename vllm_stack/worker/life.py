@@ -52,7 +52,8 @@ class Life:
         try:
             return self._live()
         finally:
-            self._spec.phase.unlink(missing_ok=True)
+            with self._voice.noting("the note of what this worker does could not be removed"):
+                self._spec.phase.unlink(missing_ok=True)
 
     def _live(self) -> int:
         if ask_supervisord(self._environ) is not Order.RUN:

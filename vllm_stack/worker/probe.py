@@ -46,9 +46,16 @@ class Probe:
         load = _number(_json(self.address, "/load").get("server_load"))
         if not load:
             return 0
+        leases = self._leases()
+        return load if leases is None else min(load, leases)
+
+    def _leases(self) -> int | None:
+        """Count the requests the proxy has given to this server; None while it does not tell."""
         workers = _json(TcpAddress("127.0.0.1", self.admin_port), "/workers").get("workers")
-        leases = [w.get("in_flight") for w in workers or () if w.get("name") == self.name]
-        return min(load, _number(leases[0])) if leases else load
+        for worker in workers if isinstance(workers, list) else ():
+            if isinstance(worker, dict) and worker.get("name") == self.name:
+                return _number(worker.get("in_flight"))
+        return None
 
     def metrics(self) -> bytes:
         """Give the server's metrics as it prints them, nothing if it does not."""

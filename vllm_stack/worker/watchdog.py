@@ -19,6 +19,8 @@ from vllm_stack.worker.probe import Probe, engine_steps
 _STARTING = 0.5
 _LOOKS = 8
 _OFTEN, _SELDOM = 0.25, 5.0
+# Seconds between two notes of what is in /dev/shm. Nearly all of it is made during the start.
+_NOTE_STARTING, _NOTE_READY = 5.0, 60.0
 
 
 class Watchdog(threading.Thread):
@@ -40,6 +42,7 @@ class Watchdog(threading.Thread):
         self._take_evidence = take_evidence
         self._liveness = Liveness(limits, time.monotonic())
         self._over = threading.Event()
+        self._next_note = 0.0
 
     @property
     def ready(self) -> bool:
@@ -52,13 +55,21 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(self._interval()):
+            was_ready = self.ready
             verdict = self._liveness.take(self._look())
-            with contextlib.suppress(OSError):  # a full disk: what is stale will stay
-                self._memory.note(process.pid for process in tree_processes())
+            self._note_memory(at_once=self.ready and not was_ready)
             if verdict is not None:
                 self.verdict = verdict
                 self._take_evidence(verdict, self._metrics)
                 return
+
+    def _note_memory(self, at_once: bool) -> None:
+        """Note what the tree has in /dev/shm, now and then: a big process has long maps."""
+        now = time.monotonic()
+        if at_once or now >= self._next_note:
+            self._next_note = now + (_NOTE_READY if self.ready else _NOTE_STARTING)
+            with contextlib.suppress(OSError):  # a full disk: what is stale will stay
+                self._memory.note(process.pid for process in tree_processes())
 
     def _interval(self) -> float:
         if not self.ready:
