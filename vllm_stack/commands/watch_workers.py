@@ -75,7 +75,7 @@ def look_at(states: dict[str, str], stack: Stack, name: str) -> Sight:
         return Sight(name, told)
     note = read_phase(phase_note(stack.layout.state, name))
     if note is not None and note.phase is Phase.WAITING:
-        return Sight(name, "failed", f"{note.detail}; starts again {_when(note.until)}")
+        return Sight(name, "waiting", f"starts again {_when(note.until)}: {note.detail}")
     if note is not None and note.phase in _TOLD_BY_WRAPPER:
         return Sight(name, _TOLD_BY_WRAPPER[note.phase], note.detail)
     return Sight(name, told if told in _TELLING else "loading", last_word(stack, name))

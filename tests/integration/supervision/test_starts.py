@@ -184,7 +184,7 @@ def test_a_start_waits_until_the_memory_of_its_gpus_is_free_and_says_who_holds_i
     assert one.render() == 0
     one.start()
     until(lambda: phase(one) is Phase.BLOCKED, 20, "it waits for the memory")
-    assert f"process {me}" in one.log("worker-0")
+    until(lambda: f"process {me}" in one.log("worker-0"), 5, "it says who holds it")
     throughout(lambda: not started(one, 0), 1.5, "nothing is started meanwhile")
     box.show(gpu)
     until(one.is_ready, 20, "it starts as soon as the memory is free")
