@@ -18,6 +18,8 @@ def note(phase: Phase, detail: str = "") -> PhaseNote:
         (note(Phase.READY), "RUNNING", None, "ready"),
         (note(Phase.READY), "STARTING", None, "ready"),
         (note(Phase.READY), "RUNNING", "refuses connections", "not answering"),
+        (note(Phase.STARTING), "STARTING", "refuses connections", "starting"),
+        (note(Phase.STARTING), "STARTING", None, "ready"),
         (note(Phase.WAITING, "vLLM was killed"), "STARTING", None, "waiting"),
         (note(Phase.QUEUED), "RUNNING", None, "queued"),
         (note(Phase.WEDGED), "RUNNING", None, "wedged"),

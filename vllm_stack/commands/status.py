@@ -20,6 +20,8 @@ from vllm_stack.worker.phase import Phase, PhaseNote, read_phase
 from vllm_stack.worker.probe import Probe
 
 ALL_READY, DEGRADED, NOTHING_SERVES = 0, 1, 3
+# Phases in which a server may answer: its wrapper notes a moment later that it does.
+_SERVING = (Phase.STARTING, Phase.READY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,9 @@ def judge(note: PhaseNote | None, program: str, trouble: str | None) -> tuple[st
     """
     if note is None:
         return ("starting" if program in ("STARTING", "RUNNING") else program.lower() or "unknown"), ""
-    if note.phase is Phase.READY and trouble is not None:
+    if note.phase in _SERVING and trouble is None:
+        return Phase.READY, note.detail
+    if note.phase is Phase.READY:
         return "not answering", f"it was ready, but now {trouble}"
     return note.phase, note.detail
 
@@ -71,7 +75,7 @@ def judge(note: PhaseNote | None, program: str, trouble: str | None) -> tuple[st
 def _look_at(stack: Stack, name: str, program: str) -> WorkerStatus:
     note = read_phase(phase_note(stack.layout.state, name))
     trouble = None
-    if note is not None and note.phase is Phase.READY:
+    if note is not None and note.phase in _SERVING:
         trouble = Probe(name, stack.workers[name], stack.admin_port).health()
     state, detail = judge(note, program, trouble)
     failure = last_failure(failure_record(stack.layout.state, name))
