@@ -6,7 +6,6 @@ Nothing here imports gevent, vllm or torch: `--help` and `render` answer at once
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable
@@ -16,11 +15,11 @@ from typing import Any, TypeVar
 import click
 
 from vllm_stack import __version__
+from vllm_stack.cli_options import option, out_option, render_options
 from vllm_stack.errors import StackError, UsageError
 from vllm_stack.options import MIB, Options
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_ENVIRONMENT = "VLLM_STACK_"
 
 
 def main() -> None:
@@ -71,25 +70,6 @@ def _report_bug(argv: list[str]) -> None:
     )
 
 
-def _option(*names: str, **settings: Any) -> Callable[[_Function], _Function]:
-    """Declare an option that can also be set as VLLM_STACK_<NAME>."""
-    variable = _ENVIRONMENT + names[0].removeprefix("--").replace("-", "_").upper()
-    return click.option(*names, envvar=variable, show_envvar=True, **settings)
-
-
-def _header_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    """Take a header's name (RFC 9110 token). One with an underscore never reaches the proxy's rules."""
-    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^`|~-]+", value):
-        raise click.BadParameter(f"{value!r} is no name of a header; letters, digits and dashes make one")
-    return value.lower()
-
-
-def _stagger(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if value not in ("auto", "none") and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
-        raise click.BadParameter(f"{value!r} is neither auto nor none nor a number of seconds")
-    return value
-
-
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 ok, 1 something expected went wrong, 2 usage, 3 a bug of ours, 130 Ctrl-C.",
@@ -104,224 +84,11 @@ def _group() -> None:
     """
 
 
-_out_option = _option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("out"),
-    show_default=True,
-    help="The stack's directory.",
-)
-
-
 @_group.command(context_settings={"ignore_unknown_options": False})
 @click.argument("model")
 @click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_OPTIONS...]")
-@_option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=1,
-    show_default=True,
-    help="vLLM servers to run; 0 runs none and sends everything to --upstream.",
-)
-@_option(
-    "--tensor-parallel-size",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="GPUs of each worker.",
-)
-@_option("--revision", help="Branch, tag or commit of the model on the hub.")
-@_option(
-    "--base-port", type=click.IntRange(1, 65535), default=5001, show_default=True, help="Port of worker-0."
-)
-@_option(
-    "--worker-transport",
-    type=click.Choice(["tcp", "unix"]),
-    default="tcp",
-    show_default=True,
-    help="How the proxy reaches the workers. With unix each listens on a socket instead of a port, "
-    "in a directory that only you may enter: no other user of the machine can reach it.",
-)
-@_option(
-    "--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port of the public door."
-)
-@_option("--host", help="Address of the public door.  [default: 0.0.0.0 with a key, 127.0.0.1 without]")
-@_option(
-    "--admin-port",
-    type=click.IntRange(1, 65535),
-    default=9000,
-    show_default=True,
-    help="Admin door, loopback only.",
-)
-@_option(
-    "--tls-cert",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Certificate of the public door with its chain (PEM): with --tls-key the door speaks HTTPS.",
-)
-@_option(
-    "--tls-key",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Its private key, without a passphrase and readable by its owner alone. Both files stay where they "
-    "are: after a renewal, `supervisorctl signal HUP proxy` takes the new ones, and open answers end first.",
-)
-@_option(
-    "--api-key",
-    "api_keys",
-    multiple=True,
-    help="A key clients must send; may be repeated. Shows in `ps`: prefer --api-key-file.",
-)
-@_option(
-    "--api-key-file",
-    type=click.Path(path_type=Path),
-    help="File with one client key per line, readable by its owner alone.",
-)
-@_option(
-    "--upstream",
-    "upstreams",
-    multiple=True,
-    metavar="URL",
-    help="A server elsewhere that joins the choice: http://host:port of another vllm-stack, or of any "
-    "OpenAI-compatible server with the same model and a /health; may be repeated.",
-)
-@_option(
-    "--upstream-key-file",
-    type=click.Path(path_type=Path),
-    help="The keys upstreams ask for, readable by its owner alone. A line is a key for all of them, or "
-    "`URL KEY` for one. It stays where it is: the proxy reads it at every start.",
-)
-@_option(
-    "--device",
-    type=click.Choice(["auto", "cuda", "cpu"]),
-    default="auto",
-    show_default=True,
-    help="cpu runs vLLM's CPU build.",
-)
-@_option("--gpus", help="GPUs to use, e.g. 0,1,4,5.  [default: all of CUDA_VISIBLE_DEVICES, else all]")
-@_option(
-    "--policy",
-    type=click.Choice(["prefix", "session", "least-loaded", "round-robin", "random"]),
-    default="prefix",
-    show_default=True,
-    help="How the proxy chooses a worker. prefix: the turns of a conversation go where their prefix "
-    "is cached, unless that worker is far busier than the others; a new conversation goes to one that "
-    "is not. session: requests with the same --session-header stay together, however busy their "
-    "worker. least-loaded: the fewest requests in flight. Requests without a prefix or a session go to "
-    "the least loaded worker.",
-)
-@_option(
-    "--session-header",
-    default="x-session-id",
-    show_default=True,
-    metavar="NAME",
-    callback=_header_name,
-    help="The header that names a session, for --policy session.",
-)
-@_option(
-    "--proxy-processes",
-    type=click.IntRange(1, 64),
-    metavar="N",
-    help="Processes of the proxy.  [default: one for two workers, on an eighth of the CPU cores at most]",
-)
-@_option(
-    "--open-route",
-    "open_routes",
-    multiple=True,
-    metavar="PATH",
-    help="Open one of vLLM's control routes, e.g. /metrics; may be repeated.",
-)
-@_option(
-    "--cors-origin",
-    "cors_origins",
-    multiple=True,
-    metavar="ORIGIN",
-    help="Let web pages of this origin use the door from a browser, e.g. https://app.example.com, or * for "
-    "all pages; may be repeated. The page must still know a key.",
-)
-@_option(
-    "--max-body",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    metavar="MIB",
-    help="Largest request.",
-)
-@_option(
-    "--max-inflight-per-worker",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Send a worker no more requests at a time; further ones wait in line.  [default: no limit, vLLM "
-    "has a line of its own]",
-)
-@_option(
-    "--queue-timeout",
-    type=click.FloatRange(min=0),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long a request waits for a worker that is starting, or at its limit, before it is refused with "
-    "503 or 429.",
-)
-@_option(
-    "--response-timeout",
-    type=click.FloatRange(min=1),
-    default=900.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Longest silence of a worker in the middle of a request.",
-)
-@_option(
-    "--restart-delay",
-    type=click.FloatRange(min=0),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Pause before a failed worker starts again.",
-)
-@_option(
-    "--restart-delay-max",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    metavar="SECONDS",
-    help="Let the pause double with every failure in a row, up to this.  [default: it never grows]",
-)
-@_option(
-    "--start-timeout",
-    type=click.FloatRange(min=0),
-    default=1800.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="A worker that is not ready so long after its start is killed and started again; 0 waits for ever.",
-)
-@_option(
-    "--start-stagger",
-    default="auto",
-    show_default=True,
-    metavar="auto|none|SECONDS",
-    callback=_stagger,
-    help="auto: the first worker starts alone, downloads the model and fills vLLM's caches; the others "
-    "follow when it is ready. Once that was so, all start together. SECONDS: so much between any two starts.",
-)
-@_option(
-    "--wedge-timeout",
-    type=click.FloatRange(min=0),
-    default=120.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="A worker with requests in flight whose engine makes no step for so long is killed and started "
-    "again; five times as long while it computes (long prefills, compilation). 0 switches this off.",
-)
-@_option(
-    "--drain-timeout",
-    type=click.FloatRange(min=0),
-    default=15.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long a stop lets open requests finish.",
-)
-@_option("--vllm-command", default="vllm", show_default=True, help="The vLLM to run.")
-@_out_option
+@render_options
+@out_option
 @click.option("--dry-run", is_flag=True, help="Print the files instead of writing them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def render(
@@ -384,7 +151,7 @@ def render(
 
 
 def _timeout_option(help_text: str) -> Callable[[_Function], _Function]:
-    return _option(
+    return option(
         "--timeout",
         type=click.FloatRange(min=0),
         default=1800.0,
@@ -395,7 +162,7 @@ def _timeout_option(help_text: str) -> Callable[[_Function], _Function]:
 
 
 @_group.command()
-@_out_option
+@out_option
 @click.option("--detach", is_flag=True, help="Run it in the background; return when all workers are ready.")
 @_timeout_option("With --detach: how long to wait.")
 def up(out: Path, detach: bool, timeout: float) -> int:
@@ -419,7 +186,7 @@ def up(out: Path, detach: bool, timeout: float) -> int:
 
 
 @_group.command()
-@_out_option
+@out_option
 @_timeout_option("How long to wait.")
 @click.option("--any", "any_worker", is_flag=True, help="Be content with one ready worker.")
 def wait(out: Path, timeout: float, any_worker: bool) -> None:
@@ -433,7 +200,7 @@ def wait(out: Path, timeout: float, any_worker: bool) -> None:
 
 
 @_group.command()
-@_out_option
+@out_option
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(out: Path, as_json: bool) -> int:
     """Show every worker as it truly is: what it is doing, since when, and why it last failed.
@@ -447,7 +214,7 @@ def status(out: Path, as_json: bool) -> int:
 
 
 @_group.command()
-@_out_option
+@out_option
 def down(out: Path) -> None:
     """Stop the stack and see to it that no process of it is left."""
     from vllm_stack.commands.down import stop_stack
@@ -456,7 +223,7 @@ def down(out: Path) -> None:
 
 
 @_group.command()
-@_out_option
+@out_option
 @click.option(
     "--only",
     multiple=True,
@@ -478,10 +245,10 @@ def down(out: Path) -> None:
     metavar="SECONDS",
     help="How long a worker may take to be ready again, in each drill.",
 )
-@_option(
+@option(
     "--api-key", "api_keys", multiple=True, help="A key the door takes. Shows in `ps`: prefer --api-key-file."
 )
-@_option(
+@option(
     "--api-key-file",
     type=click.Path(path_type=Path),
     help="File with a key the door takes, readable by its owner alone.",
@@ -503,7 +270,7 @@ def drill(api_keys: tuple[str, ...], api_key_file: Path | None, **settings: Any)
 
 
 @_group.command()
-@_out_option
+@out_option
 @click.option("--json", "as_json", is_flag=True, help="Say what was removed as JSON.")
 def clean(out: Path, as_json: bool) -> None:
     """Remove what a stack left behind that was killed all at once: processes, sockets, records.

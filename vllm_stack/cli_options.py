@@ -1,0 +1,271 @@
+"""The options of `render` as the command line spells them, and how an option is declared."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_ENVIRONMENT = "VLLM_STACK_"
+
+
+def option(*names: str, **settings: Any) -> Callable[[_Function], _Function]:
+    """Declare an option that can also be set as VLLM_STACK_<NAME>."""
+    variable = _ENVIRONMENT + names[0].removeprefix("--").replace("-", "_").upper()
+    return click.option(*names, envvar=variable, show_envvar=True, **settings)
+
+
+def _header_name(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Take a header's name (RFC 9110 token). One with an underscore never reaches the proxy's rules."""
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^`|~-]+", value):
+        raise click.BadParameter(f"{value!r} is no name of a header; letters, digits and dashes make one")
+    return value.lower()
+
+
+def _stagger(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if value not in ("auto", "none") and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        raise click.BadParameter(f"{value!r} is neither auto nor none nor a number of seconds")
+    return value
+
+
+out_option = option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("out"),
+    show_default=True,
+    help="The stack's directory.",
+)
+
+
+def render_options(function: _Function) -> _Function:
+    """Declare all options of `render`, in the order of its help."""
+    for declare in reversed(_RENDER_OPTIONS):
+        function = declare(function)
+    return function
+
+
+_RENDER_OPTIONS = (
+    option(
+        "--workers",
+        type=click.IntRange(min=0),
+        default=1,
+        show_default=True,
+        help="vLLM servers to run; 0 runs none and sends everything to --upstream.",
+    ),
+    option(
+        "--tensor-parallel-size",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="GPUs of each worker.",
+    ),
+    option("--revision", help="Branch, tag or commit of the model on the hub."),
+    option(
+        "--base-port",
+        type=click.IntRange(1, 65535),
+        default=5001,
+        show_default=True,
+        help="Port of worker-0.",
+    ),
+    option(
+        "--worker-transport",
+        type=click.Choice(["tcp", "unix"]),
+        default="tcp",
+        show_default=True,
+        help="How the proxy reaches the workers. With unix each listens on a socket instead of a port, "
+        "in a directory that only you may enter: no other user of the machine can reach it.",
+    ),
+    option(
+        "--port",
+        type=click.IntRange(1, 65535),
+        default=8000,
+        show_default=True,
+        help="Port of the public door.",
+    ),
+    option("--host", help="Address of the public door.  [default: 0.0.0.0 with a key, 127.0.0.1 without]"),
+    option(
+        "--admin-port",
+        type=click.IntRange(1, 65535),
+        default=9000,
+        show_default=True,
+        help="Admin door, loopback only.",
+    ),
+    option(
+        "--tls-cert",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Certificate of the public door with its chain (PEM): with --tls-key the door speaks HTTPS.",
+    ),
+    option(
+        "--tls-key",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Its private key, without a passphrase and readable by its owner alone. Both files stay "
+        "where they "
+        "are: after a renewal, `supervisorctl signal HUP proxy` takes the new ones, and open "
+        "answers end first.",
+    ),
+    option(
+        "--api-key",
+        "api_keys",
+        multiple=True,
+        help="A key clients must send; may be repeated. Shows in `ps`: prefer --api-key-file.",
+    ),
+    option(
+        "--api-key-file",
+        type=click.Path(path_type=Path),
+        help="File with one client key per line, readable by its owner alone.",
+    ),
+    option(
+        "--upstream",
+        "upstreams",
+        multiple=True,
+        metavar="URL",
+        help="A server elsewhere that joins the choice: http://host:port of another vllm-stack, or of any "
+        "OpenAI-compatible server with the same model and a /health; may be repeated.",
+    ),
+    option(
+        "--upstream-key-file",
+        type=click.Path(path_type=Path),
+        help="The keys upstreams ask for, readable by its owner alone. A line is a key for all of them, or "
+        "`URL KEY` for one. It stays where it is: the proxy reads it at every start.",
+    ),
+    option(
+        "--device",
+        type=click.Choice(["auto", "cuda", "cpu"]),
+        default="auto",
+        show_default=True,
+        help="cpu runs vLLM's CPU build.",
+    ),
+    option("--gpus", help="GPUs to use, e.g. 0,1,4,5.  [default: all of CUDA_VISIBLE_DEVICES, else all]"),
+    option(
+        "--policy",
+        type=click.Choice(["prefix", "session", "least-loaded", "round-robin", "random"]),
+        default="prefix",
+        show_default=True,
+        help="How the proxy chooses a worker. prefix: the turns of a conversation go where their prefix "
+        "is cached, unless that worker is far busier than the others; a new conversation goes to one that "
+        "is not. session: requests with the same --session-header stay together, however busy their "
+        "worker. least-loaded: the fewest requests in flight. Requests without a prefix or a session go to "
+        "the least loaded worker.",
+    ),
+    option(
+        "--session-header",
+        default="x-session-id",
+        show_default=True,
+        metavar="NAME",
+        callback=_header_name,
+        help="The header that names a session, for --policy session.",
+    ),
+    option(
+        "--proxy-processes",
+        type=click.IntRange(1, 64),
+        metavar="N",
+        help="Processes of the proxy.  [default: one for two workers, on an eighth of the CPU cores at most]",
+    ),
+    option(
+        "--open-route",
+        "open_routes",
+        multiple=True,
+        metavar="PATH",
+        help="Open one of vLLM's control routes, e.g. /metrics; may be repeated.",
+    ),
+    option(
+        "--cors-origin",
+        "cors_origins",
+        multiple=True,
+        metavar="ORIGIN",
+        help="Let web pages of this origin use the door from a browser, e.g. https://app.example.com, "
+        "or * for "
+        "all pages; may be repeated. The page must still know a key.",
+    ),
+    option(
+        "--max-body",
+        type=click.IntRange(min=1),
+        default=64,
+        show_default=True,
+        metavar="MIB",
+        help="Largest request.",
+    ),
+    option(
+        "--max-inflight-per-worker",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Send a worker no more requests at a time; further ones wait in line.  [default: no limit, vLLM "
+        "has a line of its own]",
+    ),
+    option(
+        "--queue-timeout",
+        type=click.FloatRange(min=0),
+        default=10.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long a request waits for a worker that is starting, or at its limit, before it is "
+        "refused with "
+        "503 or 429.",
+    ),
+    option(
+        "--response-timeout",
+        type=click.FloatRange(min=1),
+        default=900.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Longest silence of a worker in the middle of a request.",
+    ),
+    option(
+        "--restart-delay",
+        type=click.FloatRange(min=0),
+        default=30.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Pause before a failed worker starts again.",
+    ),
+    option(
+        "--restart-delay-max",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        metavar="SECONDS",
+        help="Let the pause double with every failure in a row, up to this.  [default: it never grows]",
+    ),
+    option(
+        "--start-timeout",
+        type=click.FloatRange(min=0),
+        default=1800.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="A worker that is not ready so long after its start is killed and started again; 0 waits "
+        "for ever.",
+    ),
+    option(
+        "--start-stagger",
+        default="auto",
+        show_default=True,
+        metavar="auto|none|SECONDS",
+        callback=_stagger,
+        help="auto: the first worker starts alone, downloads the model and fills vLLM's caches; the others "
+        "follow when it is ready. Once that was so, all start together. SECONDS: so much between "
+        "any two starts.",
+    ),
+    option(
+        "--wedge-timeout",
+        type=click.FloatRange(min=0),
+        default=120.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="A worker with requests in flight whose engine makes no step for so long is killed and started "
+        "again; five times as long while it computes (long prefills, compilation). 0 switches this off.",
+    ),
+    option(
+        "--drain-timeout",
+        type=click.FloatRange(min=0),
+        default=15.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long a stop lets open requests finish.",
+    ),
+    option("--vllm-command", default="vllm", show_default=True, help="The vLLM to run."),
+)
