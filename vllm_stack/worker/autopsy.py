@@ -6,6 +6,7 @@ import signal
 import time
 from dataclasses import replace
 
+from vllm_stack.record import read_record
 from vllm_stack.worker.cause import find_cause
 from vllm_stack.worker.failure import (
     Failure,
@@ -71,7 +72,10 @@ class Autopsy:
 
     def of_killed_wrapper(self, seconds: float) -> None:
         """Record the failure of a life that was cut short together with its wrapper."""
-        failure = new_failure(-signal.SIGKILL, seconds, Phase.READY, self._in_row())
+        # What its wrapper noted last; nobody noted more.
+        was_ready = read_record(self._spec.phase).get("phase") == Phase.READY
+        phase = Phase.READY if was_ready else Phase.STARTING
+        failure = new_failure(-signal.SIGKILL, seconds, phase, self._in_row())
         cause = "its wrapper was killed from outside, and it went with it"
         failure = replace(failure, cause=cause, examined=True)
         self._voice.say(f"vLLM {failure.story}")

@@ -74,6 +74,8 @@ class Watchdog(threading.Thread):
     def _interval(self) -> float:
         if not self.ready:
             return _STARTING
+        if self._limits.wedge <= 0:
+            return _SELDOM
         return min(_SELDOM, max(_OFTEN, self._limits.wedge / _LOOKS))
 
     def _look(self) -> Sight:
