@@ -242,8 +242,5 @@ def make_fault(name: str, site: Site) -> Fault:
 def reason_to_skip(name: str, wedge_timeout: float) -> str | None:
     """Say why a drill cannot be held on this stack; None if it can."""
     if name == "hang" and wedge_timeout <= 0:
-        return (
-            "The wedge watch is off (wedge_timeout is not set), so nothing would ever end the engine that "
-            "hangs"
-        )
+        return "The wedge watch is off (--wedge-timeout 0), so nothing would ever end the engine that hangs"
     return None
