@@ -32,5 +32,5 @@ question="What is the capital of France?"
 printf '\n> %s\n' "$question"
 OPENAI_BASE_URL="$door" "$BIN/python" docs/examples/ask.py "$question"
 printf '\n'
-"$BIN/supervisorctl" -c "$OUT/supervisord.conf" status
+"$BIN/vllm-stack" status --out "$OUT"
 printf '\nIt answers on %s until you stop it: make down\n' "$door"
