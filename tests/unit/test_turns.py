@@ -149,7 +149,9 @@ def has_lock(turn: Turn) -> bool:
         return turn._locked
 
 
-def test_no_two_processes_have_the_lock_at_a_time(turns: Turns) -> None:
+def test_no_two_processes_have_the_lock_at_a_time(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On a loaded machine a holder may not run for longer than the others' patience.
+    monkeypatch.setattr(turns_module, "_PATIENCE", 60)
     memory = mmap.mmap(-1, 8)
     cell = memoryview(memory).cast("q")
 
