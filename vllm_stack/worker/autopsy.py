@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 
 from vllm_stack.record import read_record
-from vllm_stack.worker.cause import find_cause
 from vllm_stack.worker.failure import (
     Failure,
     describe_end,
@@ -61,6 +60,8 @@ class Autopsy:
 
     def finish(self, failure: Failure, line: str | None) -> None:
         """Add what its last words tell, when nothing of it is left."""
+        from vllm_stack.worker.cause import find_cause  # many patterns, which few lives need
+
         lines = last_words(self._spec.log, self._begin, line)
         cause = failure.cause or find_cause(
             failure.returncode, failure.phase, lines, self._oom.kills_until(OomCounter.read())
