@@ -38,10 +38,13 @@ class Terminal:
         self._reader.start()
 
     def _read(self) -> None:
+        # Not `select`: it takes no descriptor above 1023.
+        readable = select.poll()
+        readable.register(self._master, select.POLLIN)
         # At the end of the program there is nothing more to read: EIO.
         with contextlib.suppress(OSError):
             while not self._closing.is_set():
-                if select.select([self._master], [], [], 0.05)[0]:
+                if readable.poll(50):
                     self._shown += os.read(self._master, 4096)
 
     @property
