@@ -41,6 +41,7 @@ def watched(tiny_model: Path) -> Iterator[RealStack]:
             "--wedge-timeout": f"{PATIENCE:g}",
             "--restart-delay": "2",
             "--start-stagger": "none",
+            "--policy": "least-loaded",  # so that several requests are with both workers
         }
         stack.render(
             tiny_model,
