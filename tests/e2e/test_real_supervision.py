@@ -62,13 +62,14 @@ class Request(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        head = {"authorization": f"Bearer {KEY}"}
-        models = requests.get(self._url.replace("completions", "models"), headers=head, timeout=60).json()
-        body = {"model": models["data"][0]["id"], **self._body}
-        try:
-            self.outcome = requests.post(self._url, json=body, headers=head, timeout=300).status_code
-        except requests.RequestException as error:
-            self.outcome = error
+        with requests.Session() as session:
+            session.headers["authorization"] = f"Bearer {KEY}"
+            models = session.get(self._url.replace("completions", "models"), timeout=60).json()
+            body = {"model": models["data"][0]["id"], **self._body}
+            try:
+                self.outcome = session.post(self._url, json=body, timeout=300).status_code
+            except requests.RequestException as error:
+                self.outcome = error.with_traceback(None)
 
 
 def engine_of(stack: RealStack, index: int) -> psutil.Process:
@@ -91,11 +92,11 @@ def test_a_hang_is_found_a_long_step_is_not_one_and_a_kill_of_everything_leaves_
 ) -> None:
     """One start serves all the steps: loading takes most of a minute."""
     stack = watched
-    stack.start()
+    supervisord = stack.start()
     stack.wait()
     a_long_prefill_is_left_alone(stack)
     engines_that_hang_are_ended_with_evidence_and_come_back(stack)
-    what_a_kill_of_everything_leaves_is_removed(stack)
+    what_a_kill_of_everything_leaves_is_removed(stack, supervisord.pid)
 
 
 def a_long_prefill_is_left_alone(stack: RealStack) -> None:
@@ -161,7 +162,7 @@ def check_evidence(stack: RealStack, index: int, engine: int) -> None:
     assert "run_busy_loop" in stack_of_engine or "ptrace" in stack_of_engine.lower()
 
 
-def what_a_kill_of_everything_leaves_is_removed(stack: RealStack) -> None:
+def what_a_kill_of_everything_leaves_is_removed(stack: RealStack, supervisord: int) -> None:
     record = stack.layout.state / "worker-0.shm.json"
     names = json.loads(record.read_text())["names"]
     assert any(name.startswith("psm_") for name in names), names
@@ -170,8 +171,7 @@ def what_a_kill_of_everything_leaves_is_removed(stack: RealStack) -> None:
     everything = find_by_directory(stack.layout.out, f"vllm-stack:{stack.name}")
     engines = [engine_of(stack, index) for index in (0, 1)]
     spared = {process.pid for engine in engines for process in (engine, *engine.children(recursive=True))}
-    victims = [process.pid for process in everything if process.pid not in spared]
-    assert len(victims) == len(everything) - len(spared)
+    victims = [supervisord, *(process.pid for process in everything if process.pid not in spared)]
     stack.ledger.remember()
     # Stopped first, so that nobody can react to the end of another; the engines are left alone.
     for signum in (signal.SIGSTOP, signal.SIGKILL):
