@@ -67,9 +67,11 @@ class Request(threading.Thread):
             models = session.get(self._url.replace("completions", "models"), timeout=60).json()
             body = {"model": models["data"][0]["id"], **self._body}
             try:
-                self.outcome = session.post(self._url, json=body, timeout=300).status_code
+                # Read in here, so that the connection of an answer that breaks off is closed, too.
+                with session.post(self._url, json=body, timeout=300, stream=True) as answer:
+                    self.outcome = answer.status_code if answer.content else None
             except requests.RequestException as error:
-                self.outcome = error.with_traceback(None)
+                self.outcome = error
 
 
 def engine_of(stack: RealStack, index: int) -> psutil.Process:
