@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import xmlrpc.client
 from enum import Enum
 from pathlib import Path
@@ -85,6 +86,21 @@ def ask_supervisord(environ: dict[str, str]) -> Order:
     except OSError:
         return Order.RUN
     return Order.STOP if info["state"] == STOPPING else Order.RUN
+
+
+def reap_children(leader: subprocess.Popen[bytes]) -> int | None:
+    """Collect whatever child has ended, adopted ones too; give the leader's return code if it has."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            break
+        if pid == 0:
+            break
+        if pid == leader.pid:
+            # Popen must know that its child was collected here, or it would look for it itself.
+            leader.returncode = os.waitstatus_to_exitcode(status)
+    return leader.returncode
 
 
 def boot_id() -> str:

@@ -13,7 +13,7 @@ import psutil
 from vllm_stack.errors import OutputError, StackError
 from vllm_stack.layout import Layout
 from vllm_stack.log_tail import last_lines
-from vllm_stack.program import die_with_parent, parent_is_gone, unblock_signals
+from vllm_stack.program import die_with_parent, parent_is_gone, reap_children, unblock_signals
 from vllm_stack.worker.failure import describe_end
 
 
@@ -66,17 +66,7 @@ class Supervisord:
 
     def reap(self) -> int | None:
         """Collect whatever child of ours has ended, adopted ones too; give supervisord's return code."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
-            if pid == self.pid:
-                # Popen must know that its child was collected here, or it would look for it itself.
-                self._process.returncode = os.waitstatus_to_exitcode(status)
-        return self._process.returncode
+        return reap_children(self._process)
 
     def check(self) -> None:
         """Raise `StackError` with supervisord's last words if it has ended."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from vllm_stack.leftovers import JANITOR_GRACE, is_janitor
-from vllm_stack.program import die_with_parent, parent_is_gone, unblock_signals
+from vllm_stack.program import die_with_parent, parent_is_gone, reap_children, unblock_signals
 
 # How long what is left after the server's own end may take to follow a TERM.
 STRAGGLER_GRACE = 3.0
@@ -50,17 +50,7 @@ class Tree:
 
     def reap(self) -> int | None:
         """Collect whatever has ended; give the server's return code once it is among it."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
-            if pid == self.pid:
-                # Popen must know that its child was collected here, or it would look for it itself.
-                self._server.returncode = os.waitstatus_to_exitcode(status)
-        return self._server.returncode
+        return reap_children(self._server)
 
     def end_stragglers(self, say: Callable[[str], object], timeout: float = 12.0) -> bool:
         """End all that outlived the server: TERM, then KILL, until no child is left.
