@@ -173,15 +173,18 @@ def what_a_kill_of_everything_leaves_is_removed(stack: RealStack, supervisord: i
     everything = find_by_directory(stack.layout.out, f"vllm-stack:{stack.name}")
     engines = [engine_of(stack, index) for index in (0, 1)]
     spared = {process.pid for engine in engines for process in (engine, *engine.children(recursive=True))}
-    victims = [supervisord, *(process.pid for process in everything if process.pid not in spared)]
+    victims = [process.pid for process in everything if process.pid not in {supervisord, *spared}]
+    wrappers = [tree_of(stack, index)[0].ppid() for index in (0, 1)]
     stack.ledger.remember()
-    # Stopped first, so that nobody can react to the end of another; the engines are left alone.
-    for signum in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signum)
-    until(lambda: not any(is_alive(pid) for pid in victims), 10, "they are dead")
-    assert all(is_alive(pid) for pid in spared), "vLLM's engine does not notice (vllm#55510)"
+    # Nobody gets to react to the end of another: supervisord stands still, the wrappers go first. They and
+    # what is below them are not stopped, since the kernel hangs up on an orphaned group with one that is.
+    os.kill(supervisord, signal.SIGSTOP)
+    for pid in (*wrappers, *victims, supervisord):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not any(is_alive(pid) for pid in (*victims, supervisord)), 10, "they are dead")
+    dead = [pid for pid in spared if not is_alive(pid)]
+    assert dead == [], "vLLM's engine does not notice (vllm#55510)"
     assert (SHM / names[0]).exists()
 
     cleaned = stack.vllm_stack("clean")

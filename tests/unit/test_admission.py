@@ -9,7 +9,7 @@ from typing import Any
 import gevent
 import pytest
 
-from tests.support.polling import until
+from tests.support.polling import throughout, until
 from vllm_stack.address import TcpAddress
 from vllm_stack.proxy.admission import Admission, Ticket
 from vllm_stack.proxy.backends import Backend, Backends
@@ -99,9 +99,8 @@ class House:
 
     def settle(self, *served: str) -> None:
         """The line has moved, and only so far."""
-        until(lambda: gevent.sleep(0.01) or len(self.served) >= len(served), 5, f"{served} were served")
-        gevent.sleep(0.02)
-        assert self.served == list(served)
+        until(lambda: len(self.served) >= len(served), 5, f"{served} were served", pause=gevent.sleep)
+        throughout(lambda: self.served == list(served), 0.02, f"only {served}", pause=gevent.sleep)
 
     def waiting(self) -> int:
         return self.board.turns.waiting()

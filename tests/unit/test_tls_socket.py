@@ -14,6 +14,7 @@ import gevent.socket
 import pytest
 
 from tests.support.certificates import make_certificate
+from tests.support.polling import until
 from vllm_stack.proxy import channel as channel_module
 from vllm_stack.proxy import tls as tls_module
 from vllm_stack.proxy.channel import Channel
@@ -109,9 +110,7 @@ def test_the_hub_sends_on_what_the_socket_did_not_take(pair: tuple[Channel, Read
     assert server.raw.send(DATA) == len(DATA)
     with pytest.raises(BlockingIOError):
         server.raw.send(b"more")
-    deadline = time.monotonic() + 5
-    while len(reader.got) < len(DATA) and time.monotonic() < deadline:
-        gevent.sleep(0.02)
+    until(lambda: len(reader.got) >= len(DATA), 5, "all has arrived", pause=gevent.sleep)
     assert reader.got == DATA
     server.close()
 

@@ -8,9 +8,11 @@ from time import monotonic
 from typing import Any
 
 import gevent
+import gevent.select
 import gevent.socket
 import pytest
 
+from tests.support.polling import throughout, until
 from vllm_stack.proxy import channel as channel_module
 from vllm_stack.proxy.failures import ClientGone
 from vllm_stack.proxy.peer import Peer
@@ -62,6 +64,11 @@ def read(sock: Any, size: int) -> bytes:
     while len(data) < size and (more := sock.recv(size - len(data))):
         data += more
     return data
+
+
+def is_full(sock: Any) -> bool:
+    """What was sent waits all the way back to here, and goes on waiting."""
+    return not gevent.select.select([], [sock], [], 0.1)[1]
 
 
 def ends_after(tunnel: gevent.Greenlet[..., None]) -> float:
@@ -134,30 +141,29 @@ def test_it_lasts_while_one_side_speaks_and_ends_when_both_are_silent(
 
 def test_the_last_words_of_a_worker_that_takes_no_more_arrive(both: Both) -> None:
     """It said why and hung up; the client's next message finds that out before the words were read."""
-    both.open()
+    tunnel = both.open()
     read(both.client, len(HEAD))
     both.client.sendall(b"first")
     read(both.worker, 5)
     blocked = gevent.spawn(both.worker.sendall, LARGE)  # the client reads nothing yet
-    gevent.sleep(0.1)
+    until(lambda: is_full(both.worker), 5, "nothing more goes in", pause=gevent.sleep)
     blocked.kill()
     both.worker.close()
     both.client.sendall(b"second")
-    gevent.sleep(0.1)
+    throughout(lambda: not tunnel.ready(), 0.1, "the words are on their way", pause=gevent.sleep)
     taken = b""
     while more := gevent.with_timeout(1, both.client.recv, 65536, timeout_value=b""):
         taken += more
     assert len(taken) > 8192
     assert LARGE.startswith(taken)
-    assert both.tunnel is not None
-    both.tunnel.get(timeout=1)
+    tunnel.get(timeout=1)
 
 
 def test_nothing_goes_on_once_it_has_ended(both: Both) -> None:
     """One side ends while the other one's socket is full."""
     tunnel = both.open()
     talking = gevent.spawn(both.worker.sendall, LARGE)
-    gevent.sleep(0.1)
+    until(lambda: is_full(both.worker), 5, "nothing more goes in", pause=gevent.sleep)
     both.client.shutdown(socket.SHUT_WR)
     assert ends_after(tunnel) < 1
     taken = 0

@@ -12,6 +12,7 @@ import pytest
 from gevent import select, socket
 
 from tests.integration.proxy.harness import KEY, Stack
+from tests.support.polling import throughout
 from vllm_stack.proxy import client as client_module
 from vllm_stack.proxy.client import Client
 from vllm_stack.proxy.door import Door
@@ -79,8 +80,7 @@ def test_a_head_in_trickles_does_not_move_its_deadline(wire: Any) -> None:
 
 def test_a_body_that_does_not_come_is_408_and_no_worker_is_leased(wire: Any, door: Door) -> None:
     wire.sendall(HEAD + b"half")
-    gevent.sleep(0.1)
-    assert list(door.board.loads()) == [0, 0]
+    throughout(lambda: list(door.board.loads()) == [0, 0], 0.1, "nobody is asked", pause=gevent.sleep)
     answer, took = read_to_end(wire)
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert took < 1.5
@@ -103,7 +103,8 @@ def test_an_idle_connection_ends_without_a_word(wire: Any) -> None:
 
 
 def test_a_closing_door_ends_an_idle_connection_now(wire: Any, door: Door) -> None:
-    gevent.sleep(0.05)
+    wire.sendall(HEAD + b"x" * 20)
+    assert wire.recv(65536).startswith(b"HTTP/1.1 503 ")
     door.close()
     answer, took = read_to_end(wire)
     assert answer == b""

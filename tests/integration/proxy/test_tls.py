@@ -225,7 +225,7 @@ def test_a_slow_reader_holds_up_its_worker_and_gets_all_in_the_end(tls: Stack) -
         wire.send(request(body=chat(stream=True, tokens=3000, size=10_000)))
         assert wire.head().status == 200
         until(lambda: sum(tls.in_flight()) == 1, 5, "it is in flight")
-        time.sleep(0.5)
+        throughout(lambda: sum(tls.in_flight()) == 1, 0.5, "what has room on the way fills it")
         before = process.memory_info().rss
         throughout(lambda: sum(tls.in_flight()) == 1, 1, "the worker waits")
         assert process.memory_info().rss - before < 4_000_000
@@ -240,9 +240,11 @@ def test_a_slow_reader_holds_up_its_worker_and_gets_all_in_the_end(tls: Stack) -
 
 def test_the_end_of_a_closed_answer_arrives_at_a_slow_reader(tls: Stack) -> None:
     """What the client has not taken when the proxy closes must follow before the goodbye."""
+    before = tls.count()
     with tls.wire(receive_buffer=4096, timeout=30) as wire:
         wire.send(request(body=chat(tokens=1, size=230_000), connection="close"))
-        time.sleep(1)
+        until(lambda: tls.count() > before, 5, "it has been asked for")
+        tls.wait_quiet()
         answer = wire.answer()
         assert answer.whole
         assert len(answer.body) > 230_000
