@@ -109,6 +109,12 @@ class Channel:
         if not self._reading:
             self.watch()
 
+    def hasten(self, timeout: float) -> None:
+        """Have the wait in progress end after `timeout` seconds at the latest."""
+        self.deadline = min(self.deadline, monotonic() + timeout)
+        if self.deadline < self._fires:
+            self._arm(timeout)
+
     def release(self) -> None:
         """End what `consume` began."""
         self._consumer = self._between

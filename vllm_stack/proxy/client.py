@@ -10,7 +10,7 @@ from vllm_stack.openai import SERVER_ERROR
 from vllm_stack.proxy.door import Door
 from vllm_stack.proxy.exchange import Exchange
 from vllm_stack.proxy.failures import ClientGone, Cut
-from vllm_stack.proxy.peer import Peer
+from vllm_stack.proxy.peer import FIRST_REQUEST, Peer
 from vllm_stack.proxy.refusal import Refusal, answer
 from vllm_stack.proxy.request import HELD_BODY, Request, RequestParser
 from vllm_stack.proxy.routes import Route
@@ -20,9 +20,7 @@ from vllm_stack.proxy.upload import Upload
 
 # Seconds. A head must be there in HEAD_DEADLINE from its first byte; a body gets BODY_GRACE and one
 # second more for every BODY_RATE bytes that came, so that large uploads pass and trickles do not.
-# A connection that is taken while the door closes brings its request within LAST_REQUEST, or never.
 KEEP_ALIVE = 75.0
-LAST_REQUEST = 1.0
 HEAD_DEADLINE = 20.0
 BODY_GRACE = 30.0
 BODY_RATE = 1024
@@ -36,7 +34,6 @@ class Client:
         self._door = door
         self._peer = Peer(sock, ip)
         self._parser = RequestParser(door.settings.max_body, door.known_heads)
-        self._served = False
         self._body_begun = 0.0
         door.peers.add(self._peer)
 
@@ -63,7 +60,7 @@ class Client:
             if request is None:
                 return False
             self._door.row.totals[REQUESTS] += 1
-            self._served = True
+            self._peer.served = True
             local = self._door.admit(request)
             if not request.complete:
                 self._read_body(request)
@@ -143,11 +140,11 @@ class Client:
 
     def _receive_idle(self) -> bytes:
         """Wait for the next request; empty when the client, the time or the door ended the wait."""
-        if self._door.closing and self._served:
+        if self._door.closing and self._peer.served:
             return b""
         self._peer.idle = True
         try:
-            return self._peer.receive(LAST_REQUEST if self._door.closing else KEEP_ALIVE)
+            return self._peer.receive(FIRST_REQUEST if self._door.closing else KEEP_ALIVE)
         except TimeoutError:
             return b""
         finally:

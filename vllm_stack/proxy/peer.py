@@ -14,6 +14,8 @@ from vllm_stack.proxy.tls import TlsSocket
 
 # A client that sends more than this while it waits for an answer is no longer watched.
 _EARLY_BYTES = 256 * 1024
+# Seconds: a new connection of a door that closes brings its request within them, or never.
+FIRST_REQUEST = 1.0
 
 
 class Work(Protocol):
@@ -32,14 +34,15 @@ class Peer(Channel):
     told apart.
     """
 
-    __slots__ = ("gone", "idle", "ip", "secure", "work")
+    __slots__ = ("gone", "idle", "ip", "secure", "served", "work")
 
     def __init__(self, sock: Any, ip: str) -> None:
         super().__init__(sock, between=self._take_early)
         self.ip = ip.encode()
         self.gone = False
-        # Between requests: such a connection may be ended without a word (RFC 9112 section 9.6).
+        # Before a request; once it was served, it may be ended without a word (RFC 9112 section 9.6).
         self.idle = False
+        self.served = False
         self.work: Work | None = None
         self.secure = isinstance(sock, TlsSocket)
         # A first request may have come with the end of the handshake: nothing else will tell of it.
@@ -93,8 +96,14 @@ class Peer(Channel):
             self.work.abort()
 
     def end_idle(self) -> None:
-        """Hang up between two requests, unless the next one is here already and only waits to be read."""
+        """Hang up between two requests, unless the next one is here already and only waits to be read.
+
+        Whoever has just come is owed an answer, if the request follows soon.
+        """
         if not self.idle:
+            return
+        if not self.served:
+            self.hasten(FIRST_REQUEST)
             return
         with contextlib.suppress(OSError):
             self.raw.recv(1, stdlib_socket.MSG_PEEK)

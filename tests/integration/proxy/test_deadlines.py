@@ -12,8 +12,9 @@ import pytest
 from gevent import select, socket
 
 from tests.integration.proxy.harness import KEY, Stack
-from tests.support.polling import throughout
+from tests.support.polling import throughout, until
 from vllm_stack.proxy import client as client_module
+from vllm_stack.proxy import peer as peer_module
 from vllm_stack.proxy.client import Client
 from vllm_stack.proxy.door import Door
 from vllm_stack.proxy.scoreboard import Scoreboard
@@ -100,6 +101,27 @@ def test_an_idle_connection_ends_without_a_word(wire: Any) -> None:
     answer, took = read_to_end(wire)
     assert answer == b""
     assert 0.2 < took < 1.5
+
+
+def test_who_has_just_come_to_a_closing_door_is_answered(wire: Any, door: Door) -> None:
+    (peer,) = door.peers
+    until(lambda: peer.idle, 5, "its request is waited for", pause=gevent.sleep)
+    door.close()
+    wire.sendall(HEAD + b"x" * 20)
+    assert read_to_end(wire)[0].startswith(b"HTTP/1.1 503 ")
+
+
+def test_who_has_just_come_to_a_closing_door_and_says_nothing_is_let_go_soon(
+    wire: Any, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "KEEP_ALIVE", 30)
+    monkeypatch.setattr(peer_module, "FIRST_REQUEST", 0.2)
+    (peer,) = door.peers
+    until(lambda: peer.idle, 5, "its request is waited for", pause=gevent.sleep)
+    door.close()
+    answer, took = read_to_end(wire)
+    assert answer == b""
+    assert 0.1 < took < 1.5
 
 
 def test_a_closing_door_ends_an_idle_connection_now(wire: Any, door: Door) -> None:
