@@ -24,7 +24,10 @@ BENCH := $(VENV)/.bench-installed
 VLLM := $(VENV)/.vllm-$(DEVICE)-installed
 DEMO_MODEL := .models/smollm2-135m-instruct
 TINY_MODEL := .models/tiny
+# Test files run at a time, each file in one piece: most of a test is the wait for a process to start.
+JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest
+BESIDE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 export MODEL DEMO_MODEL OUT WORKERS DEVICE ARGS BIN
 
 .PHONY: help
@@ -58,14 +61,14 @@ logs:  ## Follow the logs of all programs
 	@tail -n 20 -F $(OUT)/logs/*.log
 
 .PHONY: test
-test: $(STACK) $(VLLM)  ## Everything: unit, integration with a fake vLLM, end to end with real vLLM (15 min)
-	$(PYTEST) tests/unit
-	$(PYTEST) tests/integration
+test: $(STACK) $(VLLM)  ## Everything: unit, integration with a fake vLLM, end to end with real vLLM (30 min)
+	$(PYTEST) $(BESIDE) tests/unit
+	$(PYTEST) $(BESIDE) tests/integration/supervision tests/integration
 	$(PYTEST) tests/e2e
 
 .PHONY: test-unit
 test-unit: $(STACK)  ## The pure parts only (seconds)
-	$(PYTEST) tests/unit
+	$(PYTEST) $(BESIDE) tests/unit
 
 .PHONY: bench-prefix
 bench-prefix: install $(if $(MODEL),,$(TINY_MODEL))  ## Prefix-cache hit rate of each routing policy, on two real workers (MODEL=, ARGS=)

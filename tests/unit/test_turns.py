@@ -8,8 +8,8 @@ import select
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.polling import until
@@ -183,7 +183,7 @@ def test_a_stopped_holder_holds_up_the_others_once_and_shortly(turns: Turns) -> 
     pid = holder(turns, 1)
     try:
         os.kill(pid, signal.SIGSTOP)
-        until(lambda: Path(f"/proc/{pid}/stat").read_text().split()[2] == "T", 5, "it is stopped")
+        until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, 5, "it is stopped")
         turn = Turn(turns, 2)
         start = time.monotonic()
         for _ in range(50):
