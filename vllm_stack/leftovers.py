@@ -144,7 +144,7 @@ def _belongs(process: psutil.Process, identity: Identity, group: tuple[int, floa
             or process.environ().get(MARKER) == identity.title
             or (group is not None and _is_of_group(process, *group))
         )
-    except psutil.Error:
+    except (psutil.Error, ProcessLookupError):  # it has just ended, or is none that we may look at
         return False
 
 

@@ -32,8 +32,18 @@ def block_signals() -> None:
 
 
 def unblock_signals() -> None:
-    """Let signals act by themselves again; for a child, or before an exec."""
+    """Let signals act by themselves again, just before an exec; Python's handlers end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _TAKEN)
+
+
+def unblock_in_child() -> None:
+    """Do the same between a fork and its exec, where a Ctrl-C is let go.
+
+    It has reached the parent as well, which will end the child in order.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # drops one that is held back
+    unblock_signals()
 
 
 def take_signal(timeout: float) -> int | None:

@@ -231,6 +231,20 @@ def test_a_sweep_ends_what_is_ours_says_so_once_and_leaves_the_rest(
     assert sweep(identity, said.append)
 
 
+def test_a_process_that_ends_while_it_is_looked_at_is_not_there(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, cwd=identity.box
+    ) as child:
+        process = psutil.Process(child.pid)
+        assert process in find_leftovers(identity)
+    monkeypatch.setattr(psutil, "process_iter", lambda: iter([process]))
+    monkeypatch.setattr(process, "uids", psutil.Process().uids)
+    monkeypatch.setattr(process, "status", psutil.Process().status)
+    assert find_leftovers(identity) == []
+
+
 def test_a_sweep_of_nothing_says_nothing(identity: Identity) -> None:
     said: list[str] = []
     assert sweep(identity, said.append)

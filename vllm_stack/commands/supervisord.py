@@ -13,7 +13,7 @@ import psutil
 from vllm_stack.errors import OutputError, StackError
 from vllm_stack.layout import Layout
 from vllm_stack.log_tail import last_lines
-from vllm_stack.program import die_with_parent, parent_is_gone, reap_children, unblock_signals
+from vllm_stack.program import die_with_parent, parent_is_gone, reap_children, unblock_in_child
 from vllm_stack.worker.failure import describe_end
 
 
@@ -35,7 +35,7 @@ class Supervisord:
             die_with_parent(signal.SIGTERM)
             if parent_is_gone(parent):
                 os._exit(1)
-            unblock_signals()
+            unblock_in_child()
 
         # With -P no module in the directory we stand in takes the place of a real one; with -s it
         # logs to its file alone, and only what keeps it from starting is left to say.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket as stdlib_socket
+from time import monotonic
 from typing import Any, Protocol
 
 from vllm_stack.proxy.channel import Channel
@@ -14,7 +15,7 @@ from vllm_stack.proxy.tls import TlsSocket
 
 # A client that sends more than this while it waits for an answer is no longer watched.
 _EARLY_BYTES = 256 * 1024
-# Seconds: a new connection of a door that closes brings its request within them, or never.
+# Seconds: a connection to a door that closes brings its first request within them, or never.
 FIRST_REQUEST = 1.0
 
 
@@ -34,7 +35,7 @@ class Peer(Channel):
     told apart.
     """
 
-    __slots__ = ("gone", "idle", "ip", "secure", "served", "work")
+    __slots__ = ("_begun", "gone", "idle", "ip", "secure", "served", "work")
 
     def __init__(self, sock: Any, ip: str) -> None:
         super().__init__(sock, between=self._take_early)
@@ -43,6 +44,7 @@ class Peer(Channel):
         # Before a request; once it was served, it may be ended without a word (RFC 9112 section 9.6).
         self.idle = False
         self.served = False
+        self._begun = monotonic()
         self.work: Work | None = None
         self.secure = isinstance(sock, TlsSocket)
         # A first request may have come with the end of the handshake: nothing else will tell of it.
@@ -102,8 +104,8 @@ class Peer(Channel):
         """
         if not self.idle:
             return
-        if not self.served:
-            self.hasten(FIRST_REQUEST)
+        if not self.served and (left := self._begun + FIRST_REQUEST - monotonic()) > 0:
+            self.hasten(left)
             return
         with contextlib.suppress(OSError):
             self.raw.recv(1, stdlib_socket.MSG_PEEK)

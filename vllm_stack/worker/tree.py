@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from vllm_stack.leftovers import JANITOR_GRACE, is_janitor
-from vllm_stack.program import die_with_parent, parent_is_gone, reap_children, unblock_signals
+from vllm_stack.program import die_with_parent, parent_is_gone, reap_children, unblock_in_child
 
 # How long what is left after the server's own end may take to follow a TERM.
 STRAGGLER_GRACE = 3.0
@@ -33,7 +33,7 @@ class Tree:
             die_with_parent(signal.SIGKILL)
             if parent_is_gone(parent):
                 os._exit(1)
-            unblock_signals()
+            unblock_in_child()
 
         self._server = subprocess.Popen(argv, env=env, cwd=cwd, stdin=subprocess.DEVNULL, preexec_fn=prepare)
         self.started = time.monotonic()

@@ -77,8 +77,9 @@ def test_idle_connections_end_at_once(stack: Stack) -> None:
         start = time.monotonic()
         stack.proxy.send_signal(signal.SIGTERM)
         assert used.ended()
-        assert fresh.ended()
         assert time.monotonic() - start < 0.5
+        assert fresh.ended()
+        assert time.monotonic() - start < 1.5, "it had a second for its first request"
         assert ended_within(stack, 3) < 3
 
 
