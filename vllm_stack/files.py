@@ -57,6 +57,11 @@ def write_files(files: Iterable[File]) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def shown(path: Path) -> Path:
+    """Show a path the way the user would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 def _write_beside(file: File) -> Path:
     descriptor, name = tempfile.mkstemp(prefix=f".{file.path.name}.", dir=file.path.parent)
     try:

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from vllm_stack.layout import Layout, life_record
 from vllm_stack.program import boot_id
 from vllm_stack.record import read_record, write_record
 
@@ -36,6 +37,11 @@ class Identity:
     title: str
     box: Path
     life: Path
+
+    @classmethod
+    def of(cls, layout: Layout, name: str) -> Identity:
+        """Give that of a program of the stack in `layout`."""
+        return cls(layout.process_title(name), layout.box(name), life_record(layout.state, name))
 
     def record_life(self) -> None:
         """Note this process as the leader of the group its descendants will be in.
@@ -124,11 +130,19 @@ def is_janitor(process: psutil.Process) -> bool:
         return False
 
 
+def lives(process: psutil.Process) -> bool:
+    """Tell whether this very process still runs: a zombie has ended, and its number may be used again."""
+    try:
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _own_processes() -> Iterator[psutil.Process]:
     uid = os.getuid()
     for process in psutil.process_iter():
         try:
-            if process.uids().real == uid and process.status() != psutil.STATUS_ZOMBIE:
+            if process.uids().real == uid and lives(process):
                 yield process
         except psutil.Error:
             continue

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from vllm_stack.proxy.known_heads import KnownHeads
 from vllm_stack.proxy.refusal import Refusal
-from vllm_stack.proxy.request import MAX_HEAD, Request, RequestParser
+from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.request_head import RequestHead, check_path
+from vllm_stack.proxy.request_parser import MAX_HEAD, RequestParser
 from vllm_stack.proxy.routes import Route
 
 LIMIT = 1000

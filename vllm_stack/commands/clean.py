@@ -13,7 +13,6 @@ import click
 from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.errors import StackError
 from vllm_stack.layout import life_record, phase_note, shared_memory_record, stopping_notice
-from vllm_stack.leftovers import sweep
 from vllm_stack.shared_memory import SharedMemory
 
 
@@ -43,9 +42,7 @@ def clean_stack(out: Path, as_json: bool) -> None:
 
     try:
         # The processes first: they hold the files open, and could make new ones.
-        swept = [sweep(identity, tell) for identity in stack.identities()]
-        if not all(swept):
-            raise StackError("Some processes could not be ended, so no file was removed")
+        stack.sweep(tell)
         for file in stale_files(stack):
             _remove(file)
             tell(f"removed {file.path} ({file.what})")

@@ -12,7 +12,7 @@ import psutil
 
 from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.errors import StackError
-from vllm_stack.leftovers import sweep
+from vllm_stack.leftovers import lives
 
 _TICK = 0.1
 
@@ -28,9 +28,7 @@ def stop_stack(out: Path) -> None:
         with contextlib.suppress(xmlrpc.client.Fault, OSError):
             stack.supervisor.call("shutdown")
         _await_end(supervisord, stack.stop_seconds + 15)
-    clean = [sweep(identity, lambda line: click.echo(f"  {line}")) for identity in stack.identities()]
-    if not all(clean):
-        raise StackError("Some processes could not be ended; the lines above name them")
+    stack.sweep(lambda line: click.echo(f"  {line}"))
     click.echo("Stopped. No process of the stack is left.")
 
 
@@ -52,7 +50,7 @@ def _await_end(process: psutil.Process, timeout: float) -> None:
     begun = time.monotonic()
     told = begun
     while True:
-        if not _is_running(process):
+        if not lives(process):
             return
         time.sleep(_TICK)
         now = time.monotonic()
@@ -64,11 +62,3 @@ def _await_end(process: psutil.Process, timeout: float) -> None:
         if now - told > 5:
             told = now
             click.echo(f"  still stopping after {now - begun:.0f} s")
-
-
-def _is_running(process: psutil.Process) -> bool:
-    """A zombie has ended: that nobody has collected it is its parent's affair."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

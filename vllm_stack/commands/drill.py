@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from vllm_stack.drill.interrupts import ending_once
 from vllm_stack.drill.report import as_json, as_table, has_passed
 from vllm_stack.drill.verdict import Result, Verdict
 from vllm_stack.errors import NoStack, StackError, UsageError
+from vllm_stack.files import shown
 
 _DOES = {
     "api-server": "kills an API server",
@@ -109,7 +109,7 @@ def _ask(names: list[str], stack: Stack, look: Look, yes: bool) -> None:
     busy = f", which serves other traffic now ({requests} in flight)" if look.busy else ""
     does = [_DOES[name] for name in names]
     what = does[0] if len(does) == 1 else f"{', '.join(does[:-1])} and {does[-1]}"
-    sentence = f"This {what} on the stack in {_shown(stack.layout.out)}/{busy}."
+    sentence = f"This {what} on the stack in {shown(stack.layout.out)}/{busy}."
     if yes:
         click.echo(sentence, err=True)
     elif not click.confirm(f"{sentence} Go on?", err=True):
@@ -147,7 +147,3 @@ def _failure(results: list[Result]) -> str:
     if not bad:
         return "No drill was held: " + "; ".join(reason for result in results for reason in result.reasons)
     return f"{len(bad)} of {len(results)} drills did not pass: {', '.join(bad)}"
-
-
-def _shown(path: Path) -> str:
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

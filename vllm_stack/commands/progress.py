@@ -19,6 +19,7 @@ from vllm_stack.commands.watch_workers import (
     log_tail,
     look_at,
 )
+from vllm_stack.leftovers import Identity
 from vllm_stack.worker.failure import Failure
 
 # An answer that takes longer (seconds) is as good as none: Ctrl-C waits for it.
@@ -101,5 +102,5 @@ class Progress:
 
 def _leader(stack: Stack, name: str) -> int | None:
     """Give the process that supervisord started as this program."""
-    group = stack.identity(name).last_group()
+    group = Identity.of(stack.layout, name).last_group()
     return group[0] if group else None

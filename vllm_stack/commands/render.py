@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from vllm_stack.address import TcpAddress, parse_address
 from vllm_stack.errors import OutputError
-from vllm_stack.files import File, make_directories, write_files
+from vllm_stack.files import File, make_directories, shown, write_files
 from vllm_stack.inventory import take_inventory
 from vllm_stack.keys import new_key
 from vllm_stack.layout import Layout
@@ -81,18 +80,13 @@ def summary(plan: Plan, written: bool) -> list[str]:
     lines.append(f"  proxy     {options.scheme}://{plan.door_address}/v1  {options.policy}")
     lines += [f"Note: {note}." for note in plan.notes]
     if written:
-        conf = _shown(layout.supervisord_conf)
+        conf = shown(layout.supervisord_conf)
         lines += [
-            f"Wrote {_shown(layout.out)}/. Next:",
+            f"Wrote {shown(layout.out)}/. Next:",
             f"  supervisord -c {conf}",
             f"  supervisorctl -c {conf} status",
         ]
     return lines
-
-
-def _shown(path: Path) -> Path:
-    """Show a path the way the user would type it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def plan_json(plan: Plan, files: list[File]) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_stack.address import Address, TcpAddress, parse_address
-from vllm_stack.errors import NoStack
-from vllm_stack.layout import Layout, life_record
-from vllm_stack.leftovers import Identity
+from vllm_stack.errors import NoStack, StackError
+from vllm_stack.layout import Layout
+from vllm_stack.leftovers import Identity, sweep
 from vllm_stack.supervisor_rpc import Supervisor
 
 
@@ -66,13 +67,14 @@ class Stack:
         """
         return self.supervisor.pid() is not None
 
-    def identities(self) -> list[Identity]:
-        """Name every program by what its processes have in common, those of earlier renders included."""
-        return [self.identity(name) for name in self.program_names]
+    def sweep(self, say: Callable[[str], object]) -> None:
+        """End what is left of every program, those of earlier renders included, and `say` what that is.
 
-    def identity(self, name: str) -> Identity:
-        layout = self.layout
-        return Identity(layout.process_title(name), layout.box(name), life_record(layout.state, name))
+        Raises `StackError` when something cannot be ended; then the rest is ended all the same.
+        """
+        ended = [sweep(Identity.of(self.layout, name), say) for name in self.program_names]
+        if not all(ended):
+            raise StackError("Some processes could not be ended; the lines above name them")
 
     @property
     def program_names(self) -> list[str]:

@@ -12,6 +12,7 @@ import psutil
 
 from vllm_stack.errors import OutputError, StackError
 from vllm_stack.layout import Layout
+from vllm_stack.leftovers import lives
 from vllm_stack.log_tail import last_lines
 from vllm_stack.program import die_with_parent, parent_is_gone, reap_children, unblock_in_child
 from vllm_stack.worker.failure import describe_end
@@ -91,7 +92,7 @@ class Supervisord:
         if self.returncode is not None:
             return self._children()
         with contextlib.suppress(psutil.NoSuchProcess):
-            return [process for process in psutil.Process(self.pid).children() if _lives(process)]
+            return [process for process in psutil.Process(self.pid).children() if lives(process)]
         return []
 
     def hurry(self) -> None:
@@ -121,21 +122,14 @@ class Supervisord:
         for child in self._children():
             with contextlib.suppress(psutil.NoSuchProcess):
                 found += [child, *child.children(recursive=True)]
-        return [process for process in found if _lives(process)]
+        return [process for process in found if lives(process)]
 
     def _children(self) -> list[psutil.Process]:
         """Give our living children, without those that a shell left to us when it became this program."""
         children = set(psutil.Process().children()) - self._not_ours
-        return [process for process in children if _lives(process)]
+        return [process for process in children if lives(process)]
 
 
 def _send(process: psutil.Process, signum: int) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signum)
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -27,7 +27,6 @@ from vllm_stack.commands.supervisord import Supervisord
 from vllm_stack.commands.wait import wait_until_ready
 from vllm_stack.commands.watch_workers import LOOK_EVERY
 from vllm_stack.errors import NoStack, StackError
-from vllm_stack.leftovers import sweep
 from vllm_stack.program import STOP_SIGNALS, adopt_orphans, take_signal
 
 # What the next, harder way to end things is tried after, if the one before did not do (seconds).
@@ -214,9 +213,7 @@ def _sweep(stack: Stack) -> bool:
         left.append(line)
         _say(f"  {line}")
 
-    clean = [sweep(identity, tell) for identity in stack.identities()]
-    if not all(clean):
-        raise StackError("Some processes could not be ended; the lines above name them")
+    stack.sweep(tell)
     return bool(left)
 
 

@@ -12,7 +12,6 @@ from vllm_stack.drill.traffic import Traffic
 from vllm_stack.drill.trees import Recorded, api_server, left_over, proxies, record
 from vllm_stack.drill.verdict import Evidence, Result, Verdict, judge
 from vllm_stack.errors import StackError
-from vllm_stack.layout import life_record
 from vllm_stack.leftovers import Identity
 
 _TICK = 0.05
@@ -204,14 +203,10 @@ class _Drill:
 
     def _await_the_last(self, old: tuple[Recorded, ...]) -> tuple[Recorded, ...]:
         """Give what is left of the old tree when it has had a moment to go."""
-        layout = self._site.layout
-        program = self._program
-        identity = Identity(
-            layout.process_title(program), layout.box(program), life_record(layout.state, program)
-        )
+        identity = Identity.of(self._site.layout, self._program)
         deadline = time.monotonic() + _LAST_TO_GO
         while True:
-            remains = left_over(old, identity, self._site.pid(program))
+            remains = left_over(old, identity, self._site.pid(self._program))
             if not remains or time.monotonic() > deadline:
                 return remains
             time.sleep(_TICK)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from vllm_stack.leftovers import Identity, find_leftovers
+from vllm_stack.leftovers import Identity, find_leftovers, lives
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +23,7 @@ class Recorded:
         """Whether this very process still runs; a zombie does not."""
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.created) < 0.05
-            return same and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+            return abs(process.create_time() - self.created) < 0.05 and lives(process)
         except psutil.NoSuchProcess:
             return False
 

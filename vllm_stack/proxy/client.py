@@ -12,7 +12,8 @@ from vllm_stack.proxy.exchange import Exchange
 from vllm_stack.proxy.failures import ClientGone, Cut
 from vllm_stack.proxy.peer import FIRST_REQUEST, Peer
 from vllm_stack.proxy.refusal import Refusal, answer
-from vllm_stack.proxy.request import HELD_BODY, Request, RequestParser
+from vllm_stack.proxy.request import HELD_BODY, Request
+from vllm_stack.proxy.request_parser import RequestParser
 from vllm_stack.proxy.routes import Route
 from vllm_stack.proxy.scoreboard import CLIENT_GONE, REFUSED, REQUESTS
 from vllm_stack.proxy.upgrade import Upgrade

@@ -56,11 +56,8 @@ class Life:
                 self._spec.phase.unlink(missing_ok=True)
 
     def _live(self) -> int:
-        if ask_supervisord(self._environ) is not Order.RUN:
-            self._voice.say("told to stop before the start: nothing was started")
-            self._autopsy.forget()
-            return 0
-        if not Preparation(self._spec, self._voice, self._autopsy, self._turn).finish():
+        preparation = Preparation(self._spec, self._voice, self._autopsy, self._turn)
+        if ask_supervisord(self._environ) is not Order.RUN or not preparation.finish():
             self._voice.say("told to stop before the start: nothing was started")
             self._autopsy.forget()
             return 0

@@ -639,28 +639,30 @@ def test_control_without_the_wrapper_all_three_witnesses_see_what_is_left(
     env = {f"FAKE_VLLM_{name}": str(value) for name, value in settings.items()}
     env = {**os.environ, **env, "VLLM_PROCESS_NAME_PREFIX": prefix}
     witnesses = Witnesses(home / "box", prefix, (port,))
-    with ProcessLedger() as supervisords:
-        supervisord = supervisords.start([BIN / "supervisord", "-c", conf], env=env, cwd=home)
-        try:
-            until(lambda: ask(port)[0] == 200, 20, "the fake serves")
-            told = json.loads(ask(port, path="/fake/state")[1])
-            groups = {group_of(pid) for pid in family(told["pid"])}
-            if killed:
-                os.kill(told["pid"], signal.SIGKILL)
-            else:
-                supervisord.terminate()
-                assert supervisord.wait(10) == 0
-            until(gone(told["pid"]), 5, "the API server is gone")
-            orphans = (told["engine_pid"], told["worker_pid"])
-            throughout(lambda: all(map(is_alive, orphans)), 0.7, "its engine stays")
-            left = witnesses.see(groups)
-            assert left.keys() == {"identity", "group", "port"}, left
-            for name, lines in left.items():
-                assert any("::EngineCore" in line for line in lines), (name, lines)
-        finally:
-            for pid in set(witnesses.by_identity()):
-                os.kill(pid, signal.SIGKILL)
-            until(lambda: not witnesses.see(groups), 5, "the control is cleared away")
+    ledger = ProcessLedger(home, title_prefix=prefix)
+    supervisord = ledger.start([BIN / "supervisord", "-c", conf], env=env, cwd=home)
+    try:
+        until(lambda: ask(port)[0] == 200, 20, "the fake serves")
+        told = json.loads(ask(port, path="/fake/state")[1])
+        groups = {group_of(pid) for pid in family(told["pid"])}
+        if killed:
+            os.kill(told["pid"], signal.SIGKILL)
+        else:
+            supervisord.terminate()
+            assert supervisord.wait(10) == 0
+        until(gone(told["pid"]), 5, "the API server is gone")
+        orphans = (told["engine_pid"], told["worker_pid"])
+        throughout(lambda: all(map(is_alive, orphans)), 0.7, "its engine stays")
+        left = witnesses.see(groups)
+        assert left.keys() == {"identity", "group", "port"}, left
+        for name, lines in left.items():
+            assert any("::EngineCore" in line for line in lines), (name, lines)
+    finally:
+        strays = ledger.end(settle=0)
+    assert len([stray for stray in strays if "left behind" in stray]) >= 2, (
+        "the ledger of all tests sees them"
+    )
+    assert witnesses.see(groups) == {}
 
 
 def test_nobody_has_thinned_out_the_cases() -> None:

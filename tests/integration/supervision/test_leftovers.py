@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integration.conftest import BIN, FAKE_VLLM, Play, Scenario, Stack, StackFactory, ask, gone
+from tests.integration.conftest import Play, Scenario, Stack, StackFactory, gone
 from tests.support.polling import throughout, until
-from tests.support.ports import free_port
-from tests.support.processes import ProcessLedger, find_by_directory, is_alive
+from tests.support.processes import ProcessLedger, is_alive
 from vllm_stack.leftovers import MARKER
 
 TITLED = """
@@ -187,49 +184,6 @@ def a_port_in_use_by_somebody_else_is_tried_again_until_it_is_free(stack: StackF
     until(one.is_ready, 15, "it serves once the port is free")
     times = [up for up, _ in one.starts()]
     assert min(later - earlier for earlier, later in itertools.pairwise(times)) >= 1
-
-
-CONTROL = """\
-[supervisord]
-nodaemon=true
-logfile={home}/supervisord.log
-pidfile={home}/supervisord.pid
-[program:vllm]
-command={python} {fake} serve m --host 127.0.0.1 --port {port}
-directory={home}
-autorestart=false
-startsecs=0
-stopasgroup=true
-killasgroup=true
-"""
-
-
-@pytest.mark.parametrize("moment", ["killed", "stopped"])
-def test_control_without_the_wrapper_engines_are_left_behind(tmp_path: Path, moment: str) -> None:
-    """As people write it, with stopasgroup and killasgroup: this shows that the tests here can fail."""
-    port, home = free_port(), tmp_path / "control"
-    home.mkdir()
-    conf = home / "supervisord.conf"
-    conf.write_text(CONTROL.format(home=home, python=sys.executable, fake=FAKE_VLLM, port=port))
-    prefix = f"control-{port}"
-    deaf = {"FAKE_VLLM_ENGINE_IGNORES_TERM": "1", "FAKE_VLLM_LEAVE_ENGINE": "1", "FAKE_VLLM_SETSID": "1"}
-    env = {**os.environ, **(deaf if moment == "stopped" else {}), "VLLM_PROCESS_NAME_PREFIX": prefix}
-    ledger = ProcessLedger(home, title_prefix=prefix)
-    supervisord: subprocess.Popen[bytes] = ledger.start([BIN / "supervisord", "-c", conf], env=env, cwd=home)
-    try:
-        until(lambda: ask(port)[0] == 200, 20, "the fake serves")
-        told = json.loads(ask(port, path="/fake/state")[1])
-        if moment == "killed":
-            os.kill(told["pid"], signal.SIGKILL)
-        else:
-            supervisord.terminate()
-            assert supervisord.wait(10) == 0
-        until(gone(told["pid"]), 5, "the API server is gone")
-        throughout(lambda: is_alive(told["engine_pid"]), 0.7, "its engine stays")
-        assert any("EngineCore" in " ".join(p.cmdline()) for p in find_by_directory(home, prefix))
-    finally:
-        strays = ledger.end(settle=0)
-    assert len([stray for stray in strays if "left behind" in stray]) >= 2
 
 
 def test_scenario(scenario: Scenario, play: Play) -> None:
