@@ -307,6 +307,10 @@ class Stack:
         path = self.layout.logs / f"{name}.log"
         return path.read_text() if path.exists() else ""
 
+    def says(self, name: str, text: str) -> None:
+        """A program has said it: supervisord writes that down in its own time."""
+        until(lambda: text in self.log(name), 10, f"{name} says {text!r}")
+
     def processes(self) -> list[psutil.Process]:
         """Give every living process that is of this stack, however it was orphaned or renamed."""
         return self.ledger.alive()

@@ -44,7 +44,7 @@ def a_killed_api_server_takes_its_tree_along_and_comes_back_after_the_delay(stac
     assert len(one.starts(0)) == 2
     assert one.starts(0)[1][0] >= failure["at"] + delay - 0.02
     assert one.tree(1) == other
-    assert "was killed by SIGKILL" in one.log("worker-0")
+    one.says("worker-0", "was killed by SIGKILL")
     assert len(one.starts(1)) == 1
 
 
@@ -103,10 +103,10 @@ def an_engine_that_dies_ends_the_worker_although_its_server_exits_with_0(stack: 
     until(gone(*tree.pids), 6, "the whole tree is gone")
     failure = until(one.failure, 3, "the failure is recorded")
     assert failure["returncode"] == 0
-    assert "ended with exit code 0" in one.log("worker-0")
+    one.says("worker-0", "ended with exit code 0")
     until(lambda: is_back(one, 0, tree.server), 20, "a new tree serves")
     assert one.starts()[1][0] >= failure["at"] + DELAY - 0.02
-    assert "exit status 70" in one.log("supervisord")
+    one.says("supervisord", "exit status 70")
 
 
 def a_tensor_parallel_worker_that_dies_ends_the_worker(stack: StackFactory) -> None:

@@ -176,7 +176,7 @@ def a_port_in_use_by_somebody_else_is_tried_again_until_it_is_free(stack: StackF
         until(log.read_text, 5, "the port is taken")
         one.start()
         until(lambda: len(one.starts()) >= 3, 40, "it keeps trying")
-        assert "Address already in use" in one.log("worker-0")
+        one.says("worker-0", "Address already in use")
         assert squatter.poll() is None
         assert one.state("worker-0") != "FATAL"
         squatter.kill()

@@ -51,7 +51,7 @@ def the_first_worker_starts_alone_and_the_others_follow_when_it_is_ready(stack: 
         return ready
 
     until(lambda: all(phase(one, worker) is Phase.QUEUED for worker in others), 5, "the others are in line")
-    assert f"worker-{first} starts first" in one.log(f"worker-{others[0]}")
+    one.says(f"worker-{others[0]}", f"worker-{first} starts first")
     until(the_first_is_ready, 20, "the first one is ready")
     until(one.is_ready, 20, "all are ready")
 
@@ -107,7 +107,7 @@ def the_delay_grows_with_failures_in_a_row_where_a_longest_is_given(stack: Stack
     assert [gap >= least for gap, least in zip(gaps, (1, 2, 4, 4), strict=False)] == [True] * 4, gaps
     assert max(gaps) < 20
     assert one.failure()["in_row"] >= 4
-    assert "the 3rd failure in a row" in one.log("worker-0")
+    one.says("worker-0", "the 3rd failure in a row")
     one.rpc("stopProcess", "workers:worker-0")
     assert one.failure() == {}, "a deliberate start begins anew"
 
@@ -164,7 +164,7 @@ def kill_in_turn(one: Stack) -> None:
     one.start()
     until(one.is_ready, 30, "the next start serves")
     assert [path.exists() for path in (*files, old)] == [False, False]
-    assert f"removed {files[0]}" in one.log("worker-0")
+    one.says("worker-0", f"removed {files[0]}")
 
 
 def test_scenario(scenario: Scenario, play: Play) -> None:
@@ -224,4 +224,4 @@ def test_a_driver_that_does_not_tell_holds_nobody_up(stack: StackFactory, box: S
     box.show(*gpus(1), errors={"*": "lost"})
     one.start()
     until(one.is_ready, 30, "it starts all the same")
-    assert "the memory of the GPUs cannot be read" in one.log("worker-0")
+    one.says("worker-0", "the memory of the GPUs cannot be read")

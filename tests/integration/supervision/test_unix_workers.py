@@ -26,7 +26,7 @@ def a_stack_on_unix_sockets_serves_survives_a_kill_and_leaves_no_socket(stack: S
         one.kill(tree.server)
         until(lambda: one.failure(0), 5, "the failure is recorded")
         until(lambda: one.is_ready(), 20, "the worker is back")
-    assert "started vLLM on unix:" in one.log("worker-0")
+    one.says("worker-0", "started vLLM on unix:")
     assert one.vllm_stack("down").returncode == 0
     one.assert_all_gone(0)
     assert not any(path.exists() for path in sockets)

@@ -148,7 +148,7 @@ def a_second_ctrl_c_ends_a_worker_that_does_not_stop(stack: StackFactory) -> Non
     assert terminal.wait(AT_ONCE) == 130
     assert "Ending everything now" in terminal.shown
     assert "Killing every process" not in terminal.shown
-    assert "killing vLLM" in one.log("worker-0")
+    one.says("worker-0", "killing vLLM")
     assert_orderly(one, terminal)
 
 
@@ -225,7 +225,7 @@ def a_killed_front_end_takes_the_stack_with_it(stack: StackFactory) -> None:
     one.kill(terminal.process.pid)
     assert terminal.wait(5) == -signal.SIGKILL
     one.assert_all_gone(END)
-    assert "received SIGTERM" in one.log("supervisord")
+    one.says("supervisord", "received SIGTERM")
     assert "SIGKILL" not in one.log("supervisord")
 
 
