@@ -96,9 +96,9 @@ bench-install: $(BENCH)  ## Get the proxies to compare with: Debian packages and
 
 .PHONY: clean
 clean:  ## Remove what was installed and built here; a stack's out/ stays
-	rm -rf $(VENV) .venv-bench .models dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-bench vllm_stack/native/*.so .models dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
-$(STACK): pyproject.toml
+$(STACK): pyproject.toml vllm_stack/native/pump.c vllm_stack/native/build.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

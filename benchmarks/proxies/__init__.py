@@ -14,6 +14,7 @@ KNOWN: dict[str, Proxy] = {
     for proxy in (
         Ours(),
         Ours(transport="unix"),
+        Ours(native=False),
         Haproxy(),
         HaproxyNoDelay(),
         Nginx(),

@@ -9,18 +9,24 @@ from benchmarks.proxies.base import REPOSITORY, Place, Proxy, backend_socket, fi
 from benchmarks.request import KEY
 from vllm_stack import __version__
 from vllm_stack.layout import Layout
+from vllm_stack.native import SWITCH
 
 
 class Ours(Proxy):
     """The public door with a client key, the default policy and the shared counters switched on."""
 
-    def __init__(self, processes: int = 1, transport: str = "tcp") -> None:
+    def __init__(self, processes: int = 1, transport: str = "tcp", native: bool = True) -> None:
         self.name = "ours" if processes == 1 else f"ours-x{processes}"
         self.settings = f"rendered by vllm-stack, {processes} process(es), a client key, the default policy"
         if transport == "unix":
             self.name += "-unix"
             self.settings += ", --worker-transport unix"
             self.rows = ("requests", "streams")
+        if not native:
+            self.name += "-python"
+            self.settings += ", without the part in C"
+            self.rows = ("streams",)
+        self._native = native
         self._processes = processes
         self._transport = transport
 
@@ -63,6 +69,9 @@ class Ours(Proxy):
             socket = layout.worker_socket(f"worker-{index}")
             socket.parent.mkdir(parents=True, exist_ok=True)
             socket.symlink_to(backend_socket(place.directory.parent, port))
+
+    def env(self, place: Place) -> dict[str, str]:
+        return {**super().env(place), SWITCH: "1" if self._native else "0"}
 
     def argv(self, place: Place) -> list[str | Path]:
         out = self._out(place)

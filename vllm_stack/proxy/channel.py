@@ -11,6 +11,7 @@ when it fires, so a wait that ends in time costs a comparison.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket as stdlib_socket
 from collections.abc import Callable
 from math import inf
@@ -120,6 +121,13 @@ class Channel:
         self._consumer = self._between
         self.deadline = inf
 
+    def shortcut(self, callback: Callable[[], Any] | None) -> None:
+        """Have `callback` read in our place while there is a consumer; with None we read again.
+
+        What it has read but is not for it to pass on, it gives to `took`.
+        """
+        self._watcher.callback = callback or self._on_readable  # type: ignore[attr-defined]
+
     def watch(self) -> None:
         """Read from now on."""
         self._reading = True
@@ -197,6 +205,15 @@ class Channel:
         if not data:
             self.pause()  # the end stays readable for ever
         consumer(data)
+
+    def took(self, data: bytes, number: int) -> None:
+        """Hand on what a shortcut has read: empty at the end, which was an error unless `number` is 0."""
+        if number:
+            self.error = OSError(number, os.strerror(number))
+        if not data:
+            self.pause()
+        if self._consumer is not None:
+            self._consumer(data)
 
     def _arm(self, timeout: float) -> None:
         if self._timer is not None:

@@ -32,12 +32,16 @@ class Framing(Protocol):
     """One answer's framing.
 
     `done` after its last byte, `clean` unless the worker sent more than it; `failure` once it can
-    never be done: it is raised after what `feed` gave has gone out.
+    never be done: it is raised after what `feed` gave has gone out. `straight` says that `feed` would
+    pass on whole chunks of whole events as they are, and be the same after them.
     """
 
     done: bool
     clean: bool
     failure: UpstreamFailure | None
+
+    @property
+    def straight(self) -> bool: ...
 
     def feed(self, data: bytes) -> bytes:
         """Take the worker's next bytes, give the client's."""
@@ -54,6 +58,8 @@ class Framing(Protocol):
 
 class Length:
     """An answer with Content-Length."""
+
+    straight = False
 
     def __init__(self, length: int) -> None:
         self._left = length
@@ -93,6 +99,10 @@ class Chunked:
         self.done = False
         self.clean = True
         self.failure: UpstreamFailure | None = None
+
+    @property
+    def straight(self) -> bool:
+        return not self._held and not self._left
 
     def feed(self, data: bytes) -> bytes:
         if not self._held and not self._left and data[-4:] == b"\n\n\r\n" and data.find(ABORT) < 0:
@@ -186,6 +196,8 @@ class Chunked:
 class Dechunked:
     """A chunked answer to an HTTP/1.0 client, which knows no chunks: its end is our close."""
 
+    straight = False
+
     def __init__(self, events: bool) -> None:
         self._events = events
         self._payload = b""
@@ -241,6 +253,8 @@ class UntilClose:
     So a clean end has a last chunk and a cut one has none, which the client could not tell apart
     if we passed the missing framing on.
     """
+
+    straight = False
 
     def __init__(self, chunk: bool) -> None:
         self._chunk = chunk

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_stack.errors import StackError
+from vllm_stack.native import PUMP
 from vllm_stack.program import die_with_parent, parent_is_gone
 from vllm_stack.proxy.scoreboard import Scoreboard
 from vllm_stack.proxy.settings import ProxySettings, read_settings
@@ -54,6 +55,7 @@ def on_starting(arbiter: Any) -> None:
     settings = read_settings(Path(os.environ[SETTINGS_VARIABLE]))
     _tls = server_context(settings.tls) if settings.tls else None
     _shared = settings, Scoreboard(settings.processes, len(settings.servers))
+    arbiter.log.info("Streams are relayed in %s", "C" if PUMP else "Python, without the part in C")
 
 
 def on_reload(arbiter: Any) -> None:

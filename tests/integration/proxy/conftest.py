@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,21 @@ def new_stack(tmp_path: Path) -> Iterator[Callable[..., Stack]]:
 Scripted = tuple[Stack, list[ScriptedWorker]]
 
 
-@pytest.fixture(scope="session")
-def shared_scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    with ExitStack() as stack_of_contexts:
-        stack = stack_of_contexts.enter_context(Stack(tmp_path_factory.mktemp("scripted")))
+@contextmanager
+def scripted_stack(stack: Stack) -> Iterator[Scripted]:
+    """Start a stack whose workers are scripted."""
+    with ExitStack() as closing:
         workers = [ScriptedWorker(worker.port) for worker in stack.workers]
         for worker in workers:
-            stack_of_contexts.callback(worker.close)
+            closing.callback(worker.close)
         stack.start(workers=False)
         yield stack, workers
+
+
+@pytest.fixture(scope="session")
+def shared_scripted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
+    with Stack(tmp_path_factory.mktemp("scripted")) as stack, scripted_stack(stack) as scripted:
+        yield scripted
 
 
 @pytest.fixture

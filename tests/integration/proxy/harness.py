@@ -426,6 +426,7 @@ class Stack:
             for worker in self.workers:
                 worker.socket = Layout.at(self.out).worker_socket(f"worker-{worker.index}")
         self.log = self.out / "logs/proxy.log"
+        self.proxy_env: dict[str, str] = dict(os.environ)
         self.proxy: subprocess.Popen[bytes]
         # How its clients speak to it, where they do so in TLS.
         self.tls: ssl.SSLContext | None = None
@@ -433,7 +434,7 @@ class Stack:
     def start_proxy(self) -> None:
         argv = [sys.executable, "-P", "-m", "vllm_stack.proxy"]
         self.proxy = self.ledger.start(
-            [*argv, self.out / "proxy.json", self.out / "gunicorn.conf.py"], log=self.log
+            [*argv, self.out / "proxy.json", self.out / "gunicorn.conf.py"], env=self.proxy_env, log=self.log
         )
 
     def start(self, *, workers: bool = True, **env: object) -> Self:

@@ -6,17 +6,44 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.integration.proxy.harness import Answer, ScriptedWorker, Stack, chat, request
+from tests.integration.proxy.conftest import Scripted, scripted_stack
+from tests.integration.proxy.harness import Answer, Stack, chat, request
 from tests.support.polling import until
 from tests.support.processes import group_members
+from vllm_stack.native import SWITCH
 
-Scripted = tuple[Stack, list[ScriptedWorker]]
+
+@pytest.fixture(scope="module", params=["C", "Python"])
+def shared_stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Here the proxy relays in C, and then once more in Python alone."""
+    with Stack(tmp_path_factory.mktemp("proxy")) as stack:
+        yield in_language(stack, request.param).start()
+
+
+@pytest.fixture(scope="module", params=["C", "Python"])
+def shared_scripted(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Scripted]:
+    stack = in_language(Stack(tmp_path_factory.mktemp("scripted")), request.param)
+    with stack, scripted_stack(stack) as scripted:
+        yield scripted
+
+
+def in_language(stack: Stack, language: str) -> Stack:
+    stack.proxy_env[SWITCH] = "1" if language == "C" else "0"
+    return stack
+
+
+def test_the_log_says_what_relays(stack: Stack) -> None:
+    language = "C" if stack.proxy_env[SWITCH] == "1" else "Python"
+    assert f"Streams are relayed in {language}" in stack.log.read_text()
 
 
 def error_of(event: bytes) -> dict[str, Any]:
