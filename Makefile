@@ -28,6 +28,8 @@ TINY_MODEL := .models/tiny
 JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest
 BESIDE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# Unit tests share nothing, and some of them wait.
+UNIT := $(PYTEST) -n 3 --dist worksteal tests/unit
 export MODEL DEMO_MODEL OUT WORKERS DEVICE ARGS BIN
 
 .PHONY: help
@@ -62,13 +64,13 @@ logs:  ## Follow the logs of all programs
 
 .PHONY: test
 test: $(STACK) $(VLLM)  ## Everything: unit, integration with a fake vLLM, end to end with real vLLM (30 min)
-	$(PYTEST) $(BESIDE) tests/unit
+	$(UNIT)
 	$(PYTEST) $(BESIDE) tests/integration/supervision tests/integration
 	$(PYTEST) tests/e2e
 
 .PHONY: test-unit
 test-unit: $(STACK)  ## The pure parts only (seconds)
-	$(PYTEST) $(BESIDE) tests/unit
+	$(UNIT)
 
 .PHONY: bench-prefix
 bench-prefix: install $(if $(MODEL),,$(TINY_MODEL))  ## Prefix-cache hit rate of each routing policy, on two real workers (MODEL=, ARGS=)

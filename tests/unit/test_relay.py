@@ -117,7 +117,7 @@ def test_an_event_that_began_with_the_head_keeps_its_order() -> None:
 
 def test_a_stream_may_last_longer_than_a_worker_may_be_silent() -> None:
     stream = Stream(silence=0.4)
-    for _ in range(10):
+    for _ in range(6):
         stream.worker.sendall(EVENT)
         assert stream.take(len(EVENT)) == EVENT
         gevent.sleep(0.1)

@@ -304,6 +304,11 @@ class Siege:
         time.sleep(blow.offset)  # the offset is the subject
         parts |= self._target.look()  # a process in the middle of its exec has no words to be found by
         victim = parts[blow.victim]
+        if blow.victim == "server" and blow.signum == INT:
+            # Between fork and exec it lets a Ctrl-C go: that one has reached the wrapper, too.
+            until(
+                lambda: words(victim) != words(parts["wrapper"]), GONE, "the server is executed", every=0.001
+            )
         doomed = {victim} if blow.victim == "process" else family(next(iter(parts.values())))
         self._groups |= {group_of(pid) for pid in doomed} - {0}
         os.kill(victim, blow.signum)
