@@ -29,7 +29,8 @@ JOBS ?= 2
 PYTEST := $(BIN)/python -m pytest
 BESIDE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Unit tests share nothing, and some of them wait.
-UNIT := $(PYTEST) -n 3 --dist worksteal tests/unit
+UNIT_JOBS ?= 3
+UNIT := $(PYTEST) -n $(UNIT_JOBS) --dist worksteal tests/unit
 export MODEL DEMO_MODEL OUT WORKERS DEVICE ARGS BIN
 
 .PHONY: help

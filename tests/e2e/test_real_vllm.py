@@ -112,26 +112,29 @@ def the_openai_client_works(stack: RealStack) -> None:
 
 
 def a_client_that_leaves_frees_its_worker(stack: RealStack) -> None:
+    """Then fewer tokens are made than were asked for.
+
+    This model makes a thousand in four seconds, for which a small machine can stand still: some
+    streams are over before their first event is here, so it may take several tries.
+    """
     api = client(stack)
     model = api.models.list().data[0].id
-    for _ in range(5):  # one may be over before it is looked at
-        generated = figure(stack, "vllm:generation_tokens_total")
+    for _ in range(12):
+        before = figure(stack, "vllm:generation_tokens_total")
         stream = api.completions.create(
             model=model, prompt="One", max_tokens=1000, stream=True, extra_body={"ignore_eos": True}
         )
         next(iter(stream))
-        seen = figure(stack, "vllm:num_requests_running")
         stream.close()
-        if seen:
-            break
-    assert seen == 1
-    until(lambda: figure(stack, "vllm:num_requests_running") == 0, 5, "the request was ended")
-    assert figure(stack, "vllm:generation_tokens_total") - generated < 1000
-    until(
-        lambda: all(worker["in_flight"] == 0 for worker in worker_states(stack).values()),
-        5,
-        "nothing is in flight",
-    )
+        until(lambda: figure(stack, "vllm:num_requests_running") == 0, 30, "the request was ended")
+        until(
+            lambda: all(worker["in_flight"] == 0 for worker in worker_states(stack).values()),
+            30,
+            "nothing is in flight",
+        )
+        if figure(stack, "vllm:generation_tokens_total") - before < 1000:
+            return
+    raise AssertionError("every stream was generated to its end, though its client had left")
 
 
 def figure(stack: RealStack, name: str) -> int:

@@ -12,7 +12,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pytest
@@ -22,7 +22,9 @@ from hypothesis import strategies as st
 from vllm_stack.native import PUMP, SWITCH
 from vllm_stack.proxy.framing import ABORT, Chunked
 
-assert PUMP is not None, "the part in C is not there: install a C compiler and Python's headers, then `make`"
+assert PUMP is not None, (
+    "no part in C: install a C compiler and Python's headers, then .venv/bin/pip install -e ."
+)
 
 
 def chunk(data: bytes, line: bytes | None = None) -> bytes:
@@ -283,14 +285,18 @@ CHUNKS = st.one_of(
 @given(
     chunks=st.lists(CHUNKS, min_size=1, max_size=8),
     end=st.sampled_from([b"", b"0\r\n\r\n", b"0\r\nx: y\r\n\r\n", b"0\r\n\r\nmore"]),
-    cuts=st.lists(st.integers(1, 200), max_size=8),
+    cuts=st.lists(st.integers(1, 200), max_size=3),
+    whole=st.booleans(),
+    events=st.booleans(),
 )
 def test_the_client_gets_what_it_would_get_from_python_alone_at_every_step(
-    chunks: list[bytes], end: bytes, cuts: list[int]
+    chunks: list[bytes], end: bytes, cuts: list[int], whole: bool, events: bool
 ) -> None:
     data = b"".join(chunks) + end
+    if whole:  # as a worker writes: every chunk is a read of its own
+        cuts = [*cuts, *accumulate(map(len, chunks))]
     edges = [0, *sorted({cut for cut in cuts if cut < len(data)}), len(data)]
-    alone, behind = Chunked(events=True), Chunked(events=True)
+    alone, behind = Chunked(events), Chunked(events)
     passage = Passage()
     try:
         for start, stop in pairwise(edges):

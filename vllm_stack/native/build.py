@@ -6,11 +6,13 @@ without it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import subprocess
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +26,52 @@ _FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-fvisibili
 
 
 class NativeBuild(BuildHookInterface[BuilderConfig]):
-    """Puts the compiled module beside its source, and into the wheel."""
+    """Puts the compiled module into the wheel; for an editable installation, beside its source."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile; without success the wheel is one for any machine."""
         root = Path(self.root)
+        self._directory = tempfile.TemporaryDirectory(prefix="vllm-stack-")
+        module = Path(self._directory.name) / MODULE.name
         try:
-            compile_module(root)
+            compile_module(root / SOURCE, module)
+            if version == "editable":
+                put(module, root / MODULE)
         except (OSError, subprocess.CalledProcessError) as error:
-            (root / MODULE).unlink(missing_ok=True)  # what an older source gave
+            with contextlib.suppress(OSError):  # what an older source gave
+                (root / MODULE).unlink()
             said = getattr(error, "stderr", None) or error
             self.app.display_warning(f"vllm-stack goes without its part in C, streams cost more CPU: {said}")
             return
+        if version != "editable":
+            build_data["force_include"][str(module)] = str(MODULE)
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["pure_python"] = False
         build_data["tag"] = f"cp311-abi3-{platform}"
-        build_data["artifacts"].append(f"/{MODULE}")
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what the wheel has a copy of."""
+        self._directory.cleanup()
 
 
-def compile_module(root: Path) -> None:
-    """Compile beside the place and move it there: a proxy that runs keeps the module it has loaded.
-
-    Raises `OSError` where there is no compiler, `CalledProcessError` where it does not succeed.
-    """
-    new = root / MODULE.with_suffix(f".{os.getpid()}")
+def compile_module(source: Path, module: Path) -> None:
+    """Compile. Raises `OSError` where there is no compiler, `CalledProcessError` where it fails."""
     # The same bytes wherever the source lies.
-    anywhere = (f"-ffile-prefix-map={root}=.", "-Wl,--build-id=none")
+    anywhere = (f"-ffile-prefix-map={source.parent}=.", "-Wl,--build-id=none")
     headers = f"-I{sysconfig.get_path('include')}"
-    argv = [*_compiler(), *_FLAGS, *anywhere, headers, str(root / SOURCE), "-o", str(new)]
+    argv = [*_compiler(), *_FLAGS, *anywhere, headers, str(source), "-o", str(module)]
+    subprocess.run(argv, check=True, capture_output=True, text=True)
+
+
+def put(module: Path, place: Path) -> None:
+    """Put it there in one step: a proxy that runs keeps the module it has loaded. Raises `OSError`."""
+    new = place.with_name(f"_pump.{os.getpid()}.so")
     try:
-        subprocess.run(argv, check=True, capture_output=True, text=True)
-        new.replace(root / MODULE)
+        shutil.copy(module, new)
+        new.replace(place)
     finally:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink()
 
 
 def _compiler() -> list[str]:

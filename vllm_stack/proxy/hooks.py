@@ -55,7 +55,13 @@ def on_starting(arbiter: Any) -> None:
     settings = read_settings(Path(os.environ[SETTINGS_VARIABLE]))
     _tls = server_context(settings.tls) if settings.tls else None
     _shared = settings, Scoreboard(settings.processes, len(settings.servers))
-    arbiter.log.info("Streams are relayed in %s", "C" if PUMP else "Python, without the part in C")
+    arbiter.log.info("Streams are relayed in %s", _language(settings))
+
+
+def _language(settings: ProxySettings) -> str:
+    if settings.tls:
+        return "Python, because of TLS"
+    return "C" if PUMP else "Python, without the part in C"
 
 
 def on_reload(arbiter: Any) -> None:

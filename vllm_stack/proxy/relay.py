@@ -57,6 +57,12 @@ class Relay:
 
     def run(self, first: bytes, head: bytes) -> None:
         """Send `head` and what is there of the body, then all that follows, until its end."""
+        try:
+            self._run(first, head)
+        finally:
+            self._pump = None  # which holds us: nothing is to wait for the garbage collector
+
+    def _run(self, first: bytes, head: bytes) -> None:
         out = self._feed(first) if first else b""
         self._failure = self._framing.failure
         if out or self._failure is None:
