@@ -19,7 +19,7 @@ import requests
 
 from tests.e2e.conftest import KEY, RealStack
 from tests.e2e.test_real_vllm import all_ready, tree_of, worker_states
-from tests.support.polling import throughout, until
+from tests.support.polling import until
 from tests.support.processes import ProcessLedger, find_by_directory, is_alive
 from vllm_stack.shared_memory import SHM
 
@@ -129,8 +129,6 @@ def engines_that_hang_are_ended_with_evidence_and_come_back(stack: RealStack) ->
     trees = [[server, *below] for server, below in (tree_of(stack, 0), tree_of(stack, 1))]
     engines = [engine_of(stack, index) for index in (0, 1)]
     busy = stop_under_load(stack, engines[0])
-    assert requests.get(f"http://127.0.0.1:{stack.worker_ports[0]}/health", timeout=10).status_code == 200
-    until(lambda: failure(stack, 0).get("cause"), 180, "the first hang is found")
     until(lambda: not any(is_alive(p.pid) for p in trees[0]), 30, "its tree is gone")
     check_evidence(stack, 0, engines[0].pid)
 
@@ -152,17 +150,24 @@ def engines_that_hang_are_ended_with_evidence_and_come_back(stack: RealStack) ->
 
 
 def stop_under_load(stack: RealStack, engine: psutil.Process) -> list[Request]:
-    """Stop the first worker's engine in the middle of its work; gives the requests of both workers.
+    """Stop the first worker's engine at work, until that is found; gives the requests of both workers.
 
     A small machine can stand still for seconds while engines compute: when all was answered before
     the signal came, it is done again.
     """
+    server, _ = tree_of(stack, 0)
+    health = f"http://127.0.0.1:{stack.worker_ports[0]}/health"
+
+    def answered() -> bool:
+        return in_flight(stack, 0) == 0 and is_alive(server.pid)
+
     for _ in range(6):
         busy = [Request(stack, prompt=f"{index} workers", max_tokens=2000, stream=True) for index in range(8)]
         until(lambda: in_flight(stack, 0) > 0 and in_flight(stack, 1) > 0, 30, "both are at work")
         engine.send_signal(signal.SIGSTOP)
-        with contextlib.suppress(AssertionError):
-            throughout(lambda: in_flight(stack, 0) > 0, 0.6 * PATIENCE, "requests wait for the first")
+        until(lambda: requests.get(health, timeout=10).status_code == 200, 30, "it says that it is well")
+        until(lambda: failure(stack, 0).get("cause") or answered(), 180, "the first hang is found")
+        if failure(stack, 0).get("cause"):
             return busy
         engine.send_signal(signal.SIGCONT)
         for request in busy:
