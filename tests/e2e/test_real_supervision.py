@@ -25,7 +25,7 @@ from vllm_stack.shared_memory import SHM
 
 pytestmark = pytest.mark.timeout(900)
 
-PATIENCE = 5.0
+PATIENCE = 8.0  # seconds: a small machine can stand still for six while engines compute
 CONTEXT = 60_000
 
 
