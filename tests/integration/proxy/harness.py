@@ -339,7 +339,7 @@ class ScriptedWorker:
                 sock.shutdown(socket.SHUT_RDWR)
         for thread in self._threads[1:]:
             thread.join(5)
-        del self._threads[1:]
+            self._threads.remove(thread)
 
     def _accept(self) -> None:
         while True:
@@ -349,8 +349,8 @@ class ScriptedWorker:
                 return
             self._sockets.add(sock)
             thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)  # Only now: `hang_up` joins those that run.
 
     def _serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError):
