@@ -322,24 +322,26 @@ class ScriptedWorker:
         self.requests: list[bytes] = []
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family)
-        self._sockets: set[socket.socket] = set()
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
+        self._open: dict[socket.socket, threading.Thread] = {}
+        self._opening = threading.Lock()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._threads[0].join(5)
+        self._acceptor.join(5)
         self._listener.close()
         self.hang_up()
 
     def hang_up(self) -> None:
         """End every connection, and wait until that is done."""
-        for sock in list(self._sockets):
+        with self._opening:  # so that none is missed, and no thread joined before it runs
+            ending = dict(self._open)
+        for sock in ending:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads[1:]:
+        for thread in ending.values():
             thread.join(5)
-            self._threads.remove(thread)
 
     def _accept(self) -> None:
         while True:
@@ -347,10 +349,9 @@ class ScriptedWorker:
                 sock, _ = self._listener.accept()
             except OSError:
                 return
-            self._sockets.add(sock)
-            thread = threading.Thread(target=self._serve, args=(sock,), daemon=True)
-            thread.start()
-            self._threads.append(thread)  # Only now: `hang_up` joins those that run.
+            with self._opening:
+                self._open[sock] = threading.Thread(target=self._serve, args=(sock,), daemon=True)
+                self._open[sock].start()
 
     def _serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError):
@@ -361,7 +362,8 @@ class ScriptedWorker:
                 self.requests.append(data)
                 if not self.play(sock, data):
                     break
-        self._sockets.discard(sock)
+        with self._opening:
+            del self._open[sock]
 
 
 def read_begin(sock: socket.socket) -> bytes:

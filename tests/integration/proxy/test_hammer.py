@@ -86,7 +86,7 @@ def leaves(wire: Wire, chance: random.Random) -> int:
     stream = chance.random() < 0.6
     data = request(body=chat(stream=stream, tokens=20, delay=0.02, first_delay=chance.choice([0, 0.1])))
     wire.send(data[: chance.choice([len(data), len(data), len(data), 40, len(data) - 1])])
-    time.sleep(chance.random() * chance.choice([0.01, 0.4]))
+    time.sleep(chance.random() * chance.choice([0.01, 0.4]))  # the moment is the subject
     chance.choice([Wire.reset, Wire.finish, lambda wire: wire.sock.close()])(wire)
     return LEFT
 
@@ -98,7 +98,7 @@ def slow(wire: Wire, chance: random.Random) -> int:
     if status != 200:
         return status
     for number, _ in enumerate(wire.chunks()):
-        time.sleep(0.01)
+        time.sleep(0.01)  # the pace is the subject
         if number > chance.randrange(200):
             return LEFT
     return status

@@ -172,7 +172,7 @@ def test_a_slow_handshake_is_closed_and_holds_up_nobody(tls: Stack) -> None:
             asked = time.monotonic()
             assert tls.ask(request(body=chat(tokens=1))).status == 200
             assert time.monotonic() - asked < 1
-            time.sleep(0.2)
+            time.sleep(0.2)  # the pace is the subject
         for sock in (silent, slow):
             sock.settimeout(15)
             assert sock.recv(100) == b""
