@@ -113,7 +113,7 @@ def render(
       vllm-stack render Qwen/Qwen3-8B --workers 2 -- --max-model-len 8192 --dtype bfloat16
     """
     from vllm_stack.commands.render import plan_json, render_stack, summary
-    from vllm_stack.gpus import parse_gpu_list
+    from vllm_stack.gpus.mask import parse_gpu_list
     from vllm_stack.keys import check_keys, read_key_file
     from vllm_stack.origins import parse_origins
     from vllm_stack.upstreams import parse_upstreams, read_upstream_keys

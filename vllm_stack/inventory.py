@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_stack.errors import VllmCommandError
-from vllm_stack.gpus import MASK, GpuBox, read_gpus
+from vllm_stack.gpus.box import GpuBox
+from vllm_stack.gpus.mask import MASK
+from vllm_stack.gpus.nvml import read_gpus
 from vllm_stack.model import Model, read_model
 from vllm_stack.options import Options
 from vllm_stack.vllm_command import VllmCommand, find_vllm

@@ -14,7 +14,7 @@ from pathlib import Path
 from vllm_stack.address import Address, TcpAddress, UnixAddress
 from vllm_stack.cpu_share import cpu_arguments, cpu_environment, split_cores
 from vllm_stack.errors import InsufficientGpus, UsageError, VllmCommandError
-from vllm_stack.gpus import MASK, visible_tokens
+from vllm_stack.gpus.mask import MASK, visible_tokens
 from vllm_stack.in_force import fingerprint
 from vllm_stack.inventory import Inventory
 from vllm_stack.layout import Layout

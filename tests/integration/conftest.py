@@ -35,7 +35,7 @@ from tests.support.ports import free_ports
 from tests.support.processes import ProcessLedger, is_alive
 from tests.support.unix_http import Where, connection_to
 from vllm_stack import cli
-from vllm_stack.gpus import MASK
+from vllm_stack.gpus.mask import MASK
 from vllm_stack.layout import Layout
 
 REPOSITORY = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ NAME = "NVIDIA H100 80GB HBM3"
 USABLE = 80 * GIB - GIB // 2
 READ_GPUS = """
 import dataclasses, json
-from vllm_stack.gpus import read_gpus
+from vllm_stack.gpus.nvml import read_gpus
 print(json.dumps(dataclasses.asdict(read_gpus())))
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vllm_stack.gpus import Gpu, GpuBox
+from vllm_stack.gpus.box import Gpu, GpuBox
 from vllm_stack.inventory import Inventory
 from vllm_stack.model import Model
 from vllm_stack.options import Options
@@ -15,7 +15,9 @@ GIB = 1024**3
 
 
 def gpu_box(count: int) -> GpuBox:
-    return GpuBox(tuple(Gpu(i, f"GPU-{i}{i}{i}{i}aaaa-0000", "NVIDIA H100", 80 * GIB) for i in range(count)))
+    return GpuBox(
+        tuple(Gpu(i, f"GPU-{i}{i}{i}{i}aaaa-0000", "NVIDIA H100", 80 * GIB, 80 * GIB) for i in range(count))
+    )
 
 
 def inventory(**changes: Any) -> Inventory:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.unit.boxes import gpu_box
 from vllm_stack.errors import UsageError
-from vllm_stack.gpus import parse_gpu_list, visible_tokens
+from vllm_stack.gpus.mask import parse_gpu_list, visible_tokens
 
 GPUS = gpu_box(4).gpus
 

@@ -14,7 +14,7 @@ from tests.unit.boxes import gpu_box, inventory, options
 from vllm_stack.address import TcpAddress, UnixAddress
 from vllm_stack.cpu_share import split_cores
 from vllm_stack.errors import InsufficientGpus, ModelError, OutputError, PortError, UsageError
-from vllm_stack.gpus import GpuBox
+from vllm_stack.gpus.box import GpuBox
 from vllm_stack.model import Model
 from vllm_stack.plan import make_plan
 

@@ -16,7 +16,7 @@ from supervisor.options import ServerOptions
 from tests.unit.boxes import inventory, options
 from vllm_stack.errors import OutputError
 from vllm_stack.files import File
-from vllm_stack.gpus import GpuBox
+from vllm_stack.gpus.box import GpuBox
 from vllm_stack.model import Model
 from vllm_stack.plan import Plan, make_plan
 from vllm_stack.render import render

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.boxes import inventory, options
 from vllm_stack.address import TcpAddress
 from vllm_stack.errors import UsageError, VllmCommandError
-from vllm_stack.gpus import GpuBox
+from vllm_stack.gpus.box import GpuBox
 from vllm_stack.plan import make_plan
 from vllm_stack.render import render
 from vllm_stack.upstreams import parse_upstream, parse_upstreams, read_upstream_keys

@@ -1,65 +1,15 @@
-"""The GPUs this stack may use: what NVML counts, and what CUDA_VISIBLE_DEVICES leaves of it."""
+"""Which GPUs this stack may use: what CUDA_VISIBLE_DEVICES leaves of them, and what --gpus names."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-from dataclasses import dataclass
 
 from vllm_stack.errors import UsageError
+from vllm_stack.gpus.box import Gpu
 
 _INDEX = re.compile(r"[0-9]+")
 _GPU_TOKEN = re.compile(r"[0-9]+|(GPU|MIG)-[0-9A-Za-z-]+")
 MASK = "CUDA_VISIBLE_DEVICES"
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU as NVML numbers it (PCI bus order), whatever CUDA_VISIBLE_DEVICES says."""
-
-    index: int
-    uuid: str
-    name: str
-    memory_total: int
-
-
-@dataclass(frozen=True, slots=True)
-class GpuBox:
-    """All GPUs of the machine, or the sentence that says why none can be seen."""
-
-    gpus: tuple[Gpu, ...]
-    trouble: str | None = None
-
-
-def read_gpus() -> GpuBox:
-    """Count the GPUs through NVML, which creates no CUDA context and imports no torch."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError_LibraryNotFound:
-        return GpuBox((), "no NVIDIA driver was found (libnvidia-ml.so.1 is missing)")
-    except pynvml.NVMLError as error:
-        return GpuBox((), f"the NVIDIA driver does not answer: {error}")
-    try:
-        return GpuBox(tuple(_read_gpu(index) for index in range(pynvml.nvmlDeviceGetCount())))
-    except pynvml.NVMLError as error:
-        return GpuBox((), f"the NVIDIA driver could not describe its GPUs: {error}")
-    finally:
-        with contextlib.suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
-
-
-def _read_gpu(index: int) -> Gpu:
-    import pynvml
-
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-    return Gpu(
-        index=index,
-        uuid=pynvml.nvmlDeviceGetUUID(handle),
-        name=pynvml.nvmlDeviceGetName(handle),
-        memory_total=pynvml.nvmlDeviceGetMemoryInfo(handle).total,
-    )
 
 
 def visible_tokens(mask: str | None, gpus: tuple[Gpu, ...]) -> tuple[str, ...]:
