@@ -6,6 +6,7 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 
+LOOPBACK = "127.0.0.1"
 _UNIX = "unix:"
 
 

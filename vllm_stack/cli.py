@@ -17,7 +17,8 @@ import click
 from vllm_stack import __version__
 from vllm_stack.cli_options import option, out_option, render_options
 from vllm_stack.errors import StackError, UsageError
-from vllm_stack.options import MIB, Options
+from vllm_stack.options import Options
+from vllm_stack.sizes import MIB
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -84,14 +85,94 @@ def _group() -> None:
     """
 
 
-@_group.command(context_settings={"ignore_unknown_options": False})
-@click.argument("model")
-@click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_OPTIONS...]")
-@render_options
-@out_option
+def _model_and_vllm_options(function: _Function) -> _Function:
+    """Declare MODEL, what follows `--`, and the options of `render`."""
+    function = out_option(render_options(function))
+    function = click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_OPTIONS...]")(
+        function
+    )
+    return click.argument("model")(function)
+
+
+@_group.command()
+@_model_and_vllm_options
 @click.option("--dry-run", is_flag=True, help="Print the files instead of writing them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def render(
+def render(dry_run: bool, as_json: bool, **settings: Any) -> None:
+    """Check the machine and write a stack for MODEL (a directory or a hub name).
+
+    Everything after `--` goes to `vllm serve` as it is:
+
+    \b
+      vllm-stack render Qwen/Qwen3-8B --workers 2 -- --max-model-len 8192 --dtype bfloat16
+    """
+    from vllm_stack.commands.render import plan_json, render_stack, summary
+
+    rendered = render_stack(_options(**settings), dry_run)
+    if as_json:
+        click.echo(plan_json(rendered))
+        return
+    for line in summary(rendered, written=not dry_run):
+        click.echo(line)
+    if dry_run:
+        for file in rendered.files:
+            click.echo(f"\n===== {file.path}\n{file.text}", nl=False)
+
+
+@_group.command()
+@_model_and_vllm_options
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(as_json: bool, **settings: Any) -> None:
+    """Explain the stack that `render` would write: who gets which GPUs, what fits, and why.
+
+    Takes the options of `render`, checks what `render` checks, and writes nothing.
+
+    \b
+      vllm-stack plan Qwen/Qwen3-8B --workers auto --tensor-parallel-size auto
+    """
+    from vllm_stack.commands.plan import explain
+    from vllm_stack.commands.render import plan_json, render_stack
+
+    rendered = render_stack(_options(**settings), dry_run=True)
+    if as_json:
+        click.echo(plan_json(rendered))
+        return
+    for line in explain(rendered):
+        click.echo(line)
+
+
+@_group.command()
+@_model_and_vllm_options
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def check(as_json: bool, **settings: Any) -> int:
+    """Show whether a stack for MODEL can run here: one row for each check, and what to do.
+
+    Takes the options of `render`, looks at what `render` looks at, and writes nothing. Exit code 1 if any
+    check refuses.
+
+    \b
+      vllm-stack check Qwen/Qwen3-8B --workers 2 -- --max-model-len 8192
+    """
+    from vllm_stack.commands.check import check_machine
+
+    return check_machine(_options(**settings), as_json)
+
+
+@_group.command()
+@click.argument("model")
+@option("--revision", help="Branch, tag or commit.  [default: main]")
+@click.option("--json", "as_json", is_flag=True, help="Print what was fetched as JSON.")
+def fetch(model: str, revision: str | None, as_json: bool) -> None:
+    """Download MODEL from the hub once, before N workers race for it, and say its commit.
+
+    What is there already is not downloaded again, and what Ctrl-C broke off goes on where it was.
+    """
+    from vllm_stack.commands.fetch import fetch_model
+
+    fetch_model(model, revision, as_json)
+
+
+def _options(
     api_keys: tuple[str, ...],
     api_key_file: Path | None,
     tls_cert: Path | None,
@@ -101,18 +182,11 @@ def render(
     gpus: str | None,
     cors_origins: tuple[str, ...],
     max_body: int,
-    dry_run: bool,
-    as_json: bool,
+    skip_checks: tuple[str, ...],
     **settings: Any,
-) -> None:
-    """Check the machine and write a stack for MODEL (a directory or a hub name).
-
-    Everything after `--` goes to `vllm serve` as it is:
-
-    \b
-      vllm-stack render Qwen/Qwen3-8B --workers 2 -- --max-model-len 8192 --dtype bfloat16
-    """
-    from vllm_stack.commands.render import plan_json, render_stack, summary
+) -> Options:
+    """Make one value of what the command line says, and of the files that it names."""
+    from vllm_stack.checks.run import check_names
     from vllm_stack.gpus.mask import parse_gpu_list
     from vllm_stack.keys import check_keys, read_key_file
     from vllm_stack.origins import parse_origins
@@ -120,6 +194,8 @@ def render(
 
     if gpus is not None and settings["device"] == "cpu":
         raise UsageError(f"--gpus {gpus} and --device cpu exclude each other: leave one out")
+    automatic = frozenset(name for name in ("workers", "tensor_parallel_size") if settings[name] == "auto")
+    settings |= dict.fromkeys(automatic, 1)
     addresses = parse_upstreams(upstreams)
     if upstream_key_file is not None:
         upstream_key_file = upstream_key_file.expanduser().absolute()
@@ -128,7 +204,7 @@ def render(
         from vllm_stack.tls_files import check_tls_files
 
         tls_cert, tls_key = check_tls_files(tls_cert, tls_key)
-    options = Options(
+    return Options(
         tls_cert=tls_cert,
         tls_key=tls_key,
         upstreams=addresses,
@@ -137,17 +213,10 @@ def render(
         api_keys=check_keys((*api_keys, *(read_key_file(api_key_file) if api_key_file else ()))),
         gpus=None if gpus is None else parse_gpu_list(gpus),
         max_body=max_body * MIB,
+        skip_checks=check_names(skip_checks),
+        automatic=automatic,
         **settings,
     )
-    plan, files = render_stack(options, dry_run)
-    if as_json:
-        click.echo(plan_json(plan, files))
-        return
-    for line in summary(plan, written=not dry_run):
-        click.echo(line)
-    if dry_run:
-        for file in files:
-            click.echo(f"\n===== {file.path}\n{file.text}", nl=False)
 
 
 def _timeout_option(help_text: str) -> Callable[[_Function], _Function]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -32,6 +32,23 @@ def _stagger(context: click.Context, parameter: click.Parameter, value: str) -> 
     return value
 
 
+class CountOrAuto(click.ParamType[int | Literal["auto"]]):
+    """A number, or `auto`."""
+
+    name = "count"
+
+    def __init__(self, least: int) -> None:
+        self._count = click.IntRange(min=least)
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> int | Literal["auto"]:
+        return "auto" if value == "auto" else int(self._count.convert(value, parameter, context))
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "N|auto"
+
+
 out_option = option(
     "--out",
     type=click.Path(path_type=Path),
@@ -51,17 +68,18 @@ def render_options(function: _Function) -> _Function:
 _RENDER_OPTIONS = (
     option(
         "--workers",
-        type=click.IntRange(min=0),
+        type=CountOrAuto(least=0),
         default=1,
         show_default=True,
-        help="vLLM servers to run; 0 runs none and sends everything to --upstream.",
+        help="vLLM servers to run; 0 runs none and sends everything to --upstream; auto: as many as the free "
+        "GPUs make.",
     ),
     option(
         "--tensor-parallel-size",
-        type=click.IntRange(min=1),
+        type=CountOrAuto(least=1),
         default=1,
         show_default=True,
-        help="GPUs of each worker.",
+        help="GPUs of each worker; auto: the fewest that hold the model.",
     ),
     option("--revision", help="Branch, tag or commit of the model on the hub."),
     option(
@@ -140,6 +158,11 @@ _RENDER_OPTIONS = (
         default="auto",
         show_default=True,
         help="cpu runs vLLM's CPU build.",
+    ),
+    option(
+        "--allow-busy",
+        is_flag=True,
+        help="Use GPUs on which other programs compute, or which have less free memory than vLLM asks for.",
     ),
     option("--gpus", help="GPUs to use, e.g. 0,1,4,5.  [default: all of CUDA_VISIBLE_DEVICES, else all]"),
     option(
@@ -266,6 +289,13 @@ _RENDER_OPTIONS = (
         show_default=True,
         metavar="SECONDS",
         help="How long a stop lets open requests finish.",
+    ),
+    option(
+        "--skip-check",
+        "skip_checks",
+        multiple=True,
+        metavar="NAME",
+        help="Leave out a check of `vllm-stack check`, by its name; may be repeated. The files then say so.",
     ),
     option("--vllm-command", default="vllm", show_default=True, help="The vLLM to run."),
 )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from vllm_stack.passthrough import has_option
-
-MIB = 1024**2
+from vllm_stack.sizes import GIB, MIB
 
 
 def split_cores(cores: tuple[int, ...], workers: int) -> list[tuple[int, ...]]:
@@ -32,11 +31,16 @@ def cpu_arguments(workers: int, memory_total: int, args: tuple[str, ...]) -> lis
     """
     arguments: list[str] = []
     if not any(has_option(args, name) for name in ("--kv-cache-memory-bytes", "--gpu-memory-utilization")):
-        share = memory_total // 4 // workers
-        arguments += ["--kv-cache-memory-bytes", f"{max(256, min(1024, share // MIB))}M"]
+        arguments += ["--kv-cache-memory-bytes", f"{kv_cache_bytes(workers, memory_total) // MIB}M"]
     if not any(has_option(args, name) for name in ("--enforce-eager", "--no-enforce-eager")):
         arguments.append("--enforce-eager")
     return arguments
+
+
+def kv_cache_bytes(workers: int, memory_total: int) -> int:
+    """Give each worker's share of a quarter of the memory for its KV cache: 256 MiB to 1 GiB, whole MiB."""
+    share = memory_total // 4 // workers // MIB * MIB
+    return max(256 * MIB, min(GIB, share))
 
 
 def cpu_environment(cores: tuple[int, ...], tensor_parallel_size: int) -> dict[str, str]:

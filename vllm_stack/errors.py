@@ -24,12 +24,28 @@ class InsufficientGpus(StackError):
     """Fewer GPUs than workers x tensor-parallel size."""
 
 
+class GpuBusy(StackError):
+    """There are enough GPUs, but others use them."""
+
+
 class ModelError(StackError):
     """The model does not exist, or does not fit the options."""
 
 
+class HubError(ModelError):
+    """The hub does not give the model: there is none, it is not for us, or the hub is not to be asked."""
+
+
+class HubUnreachable(HubError):
+    """The hub does not answer, or not in time, or not as a hub does."""
+
+
 class PortError(StackError):
     """A port is taken, or two parts were given the same one."""
+
+
+class MachineError(StackError):
+    """The machine has too little of something, or does not let us use it."""
 
 
 class OutputError(StackError):
@@ -44,5 +60,5 @@ class NoStack(StackError):
     """An operator verb found no stack, or nothing that answers."""
 
 
-class GpuMemoryUnknown(StackError):
-    """The driver does not tell how much memory of a GPU is free."""
+class DriverTrouble(StackError):
+    """The NVIDIA driver does not tell what it was asked."""

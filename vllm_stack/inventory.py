@@ -1,52 +1,124 @@
-"""What the machine has, read once: GPUs, cores, memory, the model's config, the vLLM program."""
+"""What the machine has, read once: GPUs, cores, memory, ports, the model's files, the vLLM program."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_stack.errors import VllmCommandError
+from vllm_stack.errors import ModelError, PortError, VllmCommandError
 from vllm_stack.gpus.box import GpuBox
+from vllm_stack.gpus.driver import read_box
 from vllm_stack.gpus.mask import MASK
-from vllm_stack.gpus.nvml import read_gpus
+from vllm_stack.held_ports import ports_of_running_stack
+from vllm_stack.hub import cache_directory
+from vllm_stack.layout import Layout
+from vllm_stack.machine import Machine, free_bytes, read_machine
 from vllm_stack.model import Model, read_model
 from vllm_stack.options import Options
+from vllm_stack.ports import check_free, port_uses
 from vllm_stack.vllm_command import VllmCommand, find_vllm
+from vllm_stack.vllm_options.known import read_options
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Facts about this machine that a plan is made from; sizes in bytes."""
+    """Facts about this machine that a plan is made from.
 
-    model: Model
+    What could not be found is the error that says so: a user should hear first of what matters most.
+    """
+
+    model: Model | ModelError
     vllm: VllmCommand | VllmCommandError
+    # The options of that vLLM; None where nobody tells them, or none are to be checked.
+    vllm_options: frozenset[str] | None
     gpus: GpuBox
     gpu_mask: str | None
-    cores: tuple[int, ...]
-    memory_total: int
+    machine: Machine
+    ports: PortError | None
     python: Path
     root: bool
     tls_warning: str | None = None
+    # Bytes free where the hub's cache is, if the model has to be downloaded.
+    model_disk_free: int | None = None
+
+    @property
+    def has_model(self) -> bool:
+        return isinstance(self.model, Model)
+
+    def found_model(self) -> Model:
+        """Give the model; raises `ModelError` if there is none."""
+        if isinstance(self.model, ModelError):
+            raise self.model
+        return self.model
+
+    def found_vllm(self) -> VllmCommand:
+        """Give the vLLM that the workers run; raises `VllmCommandError` if there is none."""
+        if isinstance(self.vllm, VllmCommandError):
+            raise self.vllm
+        return self.vllm
 
 
-def take_inventory(options: Options) -> Inventory:
-    """Read everything the plan needs; raises `ModelError` for a model that is none.
-
-    A missing vLLM is noted, not raised: too few GPUs, say, is what the user should hear of first.
-    """
+def take_inventory(options: Options, say: Callable[[str], object]) -> Inventory:
+    """Read everything that the plan and the checks need; `say` is told of what takes long."""
+    vllm = _find_vllm(options.vllm_command)
+    model = _find_model(options)
     return Inventory(
-        model=read_model(options.model, options.revision),
-        vllm=_find_vllm(options.vllm_command),
-        gpus=GpuBox(()) if options.device == "cpu" or not options.workers else read_gpus(),
+        model=model,
+        vllm=vllm,
+        vllm_options=_vllm_options(options, vllm, say),
+        gpus=GpuBox(()) if options.on_cpu or not options.workers else read_box(),
         gpu_mask=os.environ.get(MASK),
-        cores=tuple(sorted(os.sched_getaffinity(0))),
-        memory_total=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        machine=read_machine(options.out.expanduser().absolute()),
+        ports=taken_port(options),
         python=Path(sys.executable),
         root=os.geteuid() == 0,
         tls_warning=_tls_warning(options),
+        model_disk_free=_model_disk_free(model),
     )
+
+
+def _find_model(options: Options) -> Model | ModelError:
+    try:
+        return read_model(options.model, options.revision, ask="hub" not in options.skip_checks)
+    except ModelError as error:
+        return error
+
+
+def _model_disk_free(model: Model | ModelError) -> int | None:
+    if isinstance(model, ModelError) or model.download_bytes is None:
+        return None
+    return free_bytes(cache_directory())
+
+
+def _find_vllm(command: str) -> VllmCommand | VllmCommandError:
+    try:
+        return find_vllm(command)
+    except VllmCommandError as error:
+        return error
+
+
+def _vllm_options(
+    options: Options, vllm: VllmCommand | VllmCommandError, say: Callable[[str], object]
+) -> frozenset[str] | None:
+    """Ask for vLLM's options only if one of them was passed on: it may take half a minute."""
+    if isinstance(vllm, VllmCommandError) or not options.workers or "vllm-options" in options.skip_checks:
+        return None
+    if not any(word.startswith("-") for word in options.vllm_args):
+        return None
+    return read_options(Path(vllm.argv[0]), vllm.argv, vllm.version, say)
+
+
+def taken_port(options: Options) -> PortError | None:
+    """Look for a port that somebody else holds; those of this very stack, if it runs, are its own."""
+    own = ports_of_running_stack(Layout.at(options.out))
+    try:
+        check_free(use for use in port_uses(options) if use.port not in own)
+    except PortError as error:
+        return error
+    return None
 
 
 def _tls_warning(options: Options) -> str | None:
@@ -55,10 +127,3 @@ def _tls_warning(options: Options) -> str | None:
     from vllm_stack.tls_files import TlsFiles, expiry_warning  # loads OpenSSL, which few stacks need
 
     return expiry_warning(TlsFiles(options.tls_cert, options.tls_key))
-
-
-def _find_vllm(command: str) -> VllmCommand | VllmCommandError:
-    try:
-        return find_vllm(command)
-    except VllmCommandError as error:
-        return error

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vllm_stack.address import TcpAddress
+from vllm_stack.address import LOOPBACK, TcpAddress
+from vllm_stack.sizes import MIB
 
 Device = Literal["auto", "cuda", "cpu"]
 Policy = Literal["prefix", "session", "least-loaded", "round-robin", "random"]
 Transport = Literal["tcp", "unix"]
-
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,21 @@ class Options:
     wedge_timeout: float = 120.0
     drain_timeout: float = 15.0
     vllm_command: str = "vllm"
+    allow_busy: bool = False
+    # Those of "workers" and "tensor_parallel_size" that are left to us; the fields then hold no choice yet.
+    automatic: frozenset[str] = frozenset()
+    skip_checks: tuple[str, ...] = ()
     vllm_args: tuple[str, ...] = ()
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the workers run vLLM's CPU build; `auto` means GPUs."""
+        return self.device == "cpu"
+
+    @property
+    def runs_on(self) -> Literal["cpu", "cuda"]:
+        """What the workers compute on."""
+        return "cpu" if self.on_cpu else "cuda"
 
     @property
     def gpus_needed(self) -> int:
@@ -75,4 +88,4 @@ class Options:
         """The public door's address: without a key it opens on loopback unless a host was named."""
         if self.host is not None:
             return self.host
-        return "0.0.0.0" if self.api_keys else "127.0.0.1"  # noqa: S104 - a door that asks for a key
+        return "0.0.0.0" if self.api_keys else LOOPBACK  # noqa: S104 - a door that asks for a key

@@ -7,7 +7,9 @@ import socket
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from vllm_stack.address import LOOPBACK
 from vllm_stack.errors import PortError
+from vllm_stack.options import Options
 
 HIGHEST = 65535
 
@@ -20,6 +22,19 @@ class PortUse:
     host: str
     owner: str
     option: str
+
+
+def port_uses(options: Options) -> tuple[PortUse, ...]:
+    """Name every port of the stack with its owner and the option that moves it."""
+    workers = (
+        PortUse(port, LOOPBACK, f"worker-{index}", "--base-port")
+        for index, port in enumerate(options.worker_ports)
+    )
+    return (
+        PortUse(options.port, options.door_host, "the proxy", "--port"),
+        PortUse(options.admin_port, LOOPBACK, "the admin door", "--admin-port"),
+        *workers,
+    )
 
 
 def check_overlap(uses: Iterable[PortUse]) -> None:

@@ -17,25 +17,7 @@ from vllm_stack.keys import hash_key
 from vllm_stack.layout import is_plain
 from vllm_stack.options import Options
 from vllm_stack.plan import Plan, WorkerPlan
-
-_WHY = {
-    "restart_delay": "seconds between a failure and the next start",
-    "restart_delay_max": "if longer, the delay doubles with every failure in a row, up to this",
-    "start_timeout": "a server that is not ready by then is killed and started again; 0 waits for ever",
-    "start_stagger": "auto: the first worker fills the caches alone, the others follow when it is ready",
-    "wedge_timeout": "a server with requests in flight whose engine makes no step and computes nothing for "
-    "so many seconds is killed and started again; 0 switches this off",
-    "engine": "names what the workers run, so that they know whether its caches are warm",
-    "gpu_patience": "seconds a start waits for the memory of its GPUs; then vLLM is the judge",
-    "settle": "a delayed start waits at least this long, so that supervisord books the start as good "
-    "and never gives the worker up",
-    "stop_grace": "seconds from TERM to KILL: vLLM's drain, 5 s for its engine manager, 5 s for its "
-    "workers, 5 s of slack",
-    "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "longer than the proxy keeps an idle connection, so that the "
-    "worker never hangs up on a request that is on its way",
-    "VLLM_PROCESS_NAME_PREFIX": "names the owner in ps and nvidia-smi, and lets a later start find "
-    "engines that an earlier life left behind",
-}
+from vllm_stack.reasons import WHY
 
 
 def render(plan: Plan) -> list[File]:
@@ -68,7 +50,7 @@ def render(plan: Plan) -> list[File]:
 
 def _worker(plan: Plan, worker: WorkerPlan) -> dict[str, Any]:
     layout = plan.layout
-    return {
+    spec = {
         "name": worker.name,
         "address": str(worker.address),
         "argv": worker.argv,
@@ -80,6 +62,7 @@ def _worker(plan: Plan, worker: WorkerPlan) -> dict[str, Any]:
         "evidence": str(layout.evidence),
         "title": layout.process_title(worker.name),
         "gpus": worker.gpus,
+        "cores": () if plan.options.on_cpu else worker.cores,
         "admin_port": plan.options.admin_port,
         "engine": plan.engine,
         "gpu_patience": plan.timings.gpu_patience,
@@ -90,8 +73,8 @@ def _worker(plan: Plan, worker: WorkerPlan) -> dict[str, Any]:
         "wedge_timeout": plan.options.wedge_timeout,
         "settle": plan.timings.start_seconds + 0.5,
         "stop_grace": plan.timings.stop_grace,
-        "why": _WHY,
     }
+    return {**spec, "why": {name: why for name, why in WHY.items() if name in spec or name in worker.env}}
 
 
 def _proxy(plan: Plan) -> dict[str, Any]:
@@ -136,8 +119,9 @@ def _stack(plan: Plan) -> dict[str, Any]:
         "name": plan.layout.stack_name,
         "model": options.model,
         "revision": options.revision,
-        "device": plan.device,
+        "device": plan.options.runs_on,
         "vllm_version": plan.vllm_version,
+        "skipped_checks": list(plan.options.skip_checks),
         "door": {
             "scheme": options.scheme,
             "host": plan.host,

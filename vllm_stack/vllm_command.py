@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -11,17 +13,24 @@ from pathlib import Path
 
 from vllm_stack.errors import UsageError, VllmCommandError
 
+# torch/version.py: `cuda: Optional[str] = '13.0'`
+_CUDA = re.compile(r"""^cuda\b[^=\n]*=\s*["'](\d+)\.(\d+)""", re.MULTILINE)
+
 
 @dataclass(frozen=True, slots=True)
 class VllmCommand:
-    """The words before `serve`, the first one absolute; `version` is None where nothing tells it."""
+    """The words before `serve`, the first one absolute.
+
+    `version`, and the CUDA that its torch is built for, are None where nothing tells them.
+    """
 
     argv: tuple[str, ...]
     version: str | None
+    cuda: tuple[int, int] | None = None
 
 
 def find_vllm(command: str) -> VllmCommand:
-    """Resolve `--vllm-command`, which may carry leading words (`/opt/vllm/bin/python -m vllm`).
+    """Resolve `--vllm-command`, which may carry leading words (`python -m vllm.entrypoints.cli.main`).
 
     A bare name is looked for beside our own interpreter first: that is the virtual environment
     the stack was installed in, whether or not it is activated.
@@ -41,7 +50,7 @@ def find_vllm(command: str) -> VllmCommand:
             "(pip install 'vllm-stack[vllm]') or name yours with --vllm-command /path/to/vllm"
         )
     rest = tuple(_absolute_file(word) for word in words[1:])
-    return VllmCommand((str(program), *rest), _version_beside(program))
+    return VllmCommand((str(program), *rest), _version_beside(program), _cuda_beside(program))
 
 
 def _find_program(word: str) -> Path | None:
@@ -63,6 +72,19 @@ def _absolute_file(word: str) -> str:
 
 def _version_beside(program: Path) -> str | None:
     """Read the version from the dist-info of the environment the program belongs to."""
-    for info in sorted(program.parent.parent.glob("lib/python3*/site-packages/vllm-*.dist-info")):
+    for info in _packages_beside(program, "vllm-*.dist-info"):
         return info.name.removeprefix("vllm-").removesuffix(".dist-info")
     return None
+
+
+def _cuda_beside(program: Path) -> tuple[int, int] | None:
+    """Read the CUDA of the environment's torch from the file in which its build notes it."""
+    for file in _packages_beside(program, "torch/version.py"):
+        with contextlib.suppress(OSError, ValueError):
+            if found := _CUDA.search(file.read_text("utf-8")):
+                return int(found[1]), int(found[2])
+    return None
+
+
+def _packages_beside(program: Path, pattern: str) -> list[Path]:
+    return sorted(program.parent.parent.glob(f"lib/python3*/site-packages/{pattern}"))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_stack.worker.gpu_memory import GpuMemory, needed_share, occupied
+from vllm_stack.vllm_arguments import needed_share
+from vllm_stack.worker.gpu_memory import GpuMemory, occupied
 
 # For each command line the share vLLM reads from it, and whether it would start with one byte less
 # than that of a GPU, and with exactly that.

@@ -29,6 +29,7 @@ import psutil
 import pytest
 from supervisor.xmlrpc import SupervisorTransport
 
+from tests.support.fake_hub import FakeHub
 from tests.support.nvml import StandIn, build
 from tests.support.polling import until
 from tests.support.ports import free_ports
@@ -42,6 +43,14 @@ REPOSITORY = Path(__file__).parents[2]
 FAKE_VLLM = REPOSITORY / "tests" / "support" / "fake_vllm.py"
 BIN = Path(sys.executable).parent  # not resolved: the interpreter of a venv is a link out of it
 CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unchecked() -> Iterator[None]:
+    """No hub is asked here, and the fake vLLM is of whatever build its Python has beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_STACK_SKIP_CHECK", "hub vllm")
+        yield
 
 
 @dataclass(frozen=True)
@@ -384,6 +393,13 @@ def stack(tmp_path: Path) -> Iterator[StackFactory]:
 def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A libnvidia-ml that tells of the GPUs a test wants (`tests.support.nvml`)."""
     return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    """A hub without models; a process asks it by HF_ENDPOINT."""
+    with FakeHub() as server:
+        yield server
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,23 +16,22 @@ import psutil
 import pytest
 
 from tests.integration.conftest import StackFactory, ask
-from tests.support.nvml import GIB, LIBRARY, Device, StandIn, build, gpus
+from tests.support.nvml import GIB, LIBRARY, Device, Gpu, StandIn, build, gpus
 from tests.support.polling import until
-from vllm_stack.errors import GpuMemoryUnknown
+from vllm_stack.errors import DriverTrouble
+from vllm_stack.gpus import box as told_box
+from vllm_stack.gpus.driver import read_box
 from vllm_stack.worker.gpu_memory import GpuMemory, describe, occupied, read_slice
 
 NAME = "NVIDIA H100 80GB HBM3"
 USABLE = 80 * GIB - GIB // 2
-READ_GPUS = """
-import dataclasses, json
-from vllm_stack.gpus.nvml import read_gpus
-print(json.dumps(dataclasses.asdict(read_gpus())))
-"""
+NO_DRIVER = "no NVIDIA driver was found (libnvidia-ml.so.1 is missing)"
+PATIENCE = 60  # seconds, for a machine that has much to do
 
 
 @pytest.fixture
 def here(box: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """The box is that of this process's children: `read_slice` asks the driver in one."""
+    """The box is that of this process's children: the driver is asked in one."""
     for name, value in box.environment.items():
         monkeypatch.setenv(name, value)
     return box
@@ -54,34 +55,259 @@ def run(box: StandIn, program: str) -> str:
     return done.stdout
 
 
-def seen_by_render(box: StandIn) -> dict[str, Any]:
-    return dict(json.loads(run(box, READ_GPUS)))
+def seen(index: int, gpu: Gpu) -> told_box.Gpu:
+    """Give what is to be seen of a GPU with nothing on it."""
+    return told_box.Gpu(
+        index=index,
+        uuid=gpu.uuid,
+        name=NAME,
+        memory_total=USABLE,
+        memory_free=USABLE,
+        capability=(9, 0),
+        bus_id=f"00000000:{index + 1:02X}:00.0",
+        numa_node=0,
+    )
+
+
+def ways(of: told_box.GpuBox) -> dict[tuple[int, int], str]:
+    return {(link.one, link.other): link.way for link in of.links}
 
 
 # What render sees.
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 8])
-def test_render_counts_the_gpus_of_a_box(count: int, box: StandIn) -> None:
-    box.show(*gpus(count))
-    assert seen_by_render(box) == {
-        "gpus": [
-            {"index": index, "uuid": gpu.uuid, "name": NAME, "memory_total": 80 * GIB}
-            for index, gpu in enumerate(gpus(count))
-        ],
-        "trouble": None,
+def test_a_box_is_described_gpu_by_gpu(count: int, here: StandIn) -> None:
+    here.show(*gpus(count))
+    told = read_box(PATIENCE)
+    assert told.gpus == tuple(seen(index, gpu) for index, gpu in enumerate(gpus(count)))
+    assert (told.trouble, told.driver, told.cuda) == (None, "570.124.06", (12, 8))
+    assert ways(told) == dict.fromkeys(itertools.combinations(range(count), 2), "NODE")
+
+
+def test_a_box_of_different_gpus_is_told_as_it_is(here: StandIn) -> None:
+    big, old = gpus(2)
+    here.show(
+        replace(big, capability=(12, 1), compute_mode=3, numa=1, cores=(62, 66), used=7 * GIB),
+        replace(old, name="Tesla V100", total=16 * GIB, reserved=0, capability=(7, 0), compute_mode=2),
+        cuda=13010,
+    )
+    told = read_box(PATIENCE)
+    first, second = told.gpus
+    assert told.cuda == (13, 1)
+    assert (first.capability, first.compute_mode, first.numa_node) == ((12, 1), "exclusive", 1)
+    assert (first.memory_total, first.memory_free) == (USABLE, USABLE - 7 * GIB)
+    # The driver is asked for the cores of this machine only.
+    assert first.cores == tuple(range(62, min(67, 64 * ((os.sysconf("SC_NPROCESSORS_CONF") + 63) // 64))))
+    assert (second.name, second.memory_total, second.cores) == ("Tesla V100", 16 * GIB, ())
+    assert (second.capability, second.compute_mode) == ((7, 0), "prohibited")
+    assert ways(told) == {(0, 1): "SYS"}
+
+
+def test_pairs_of_nvlink_are_told_apart_from_pairs_that_are_close(here: StandIn) -> None:
+    levels = {0: {1: 10, 2: 20, 3: 30}, 1: {2: 0, 3: 40}, 2: {3: 50}}
+    here.show(
+        *(
+            replace(
+                gpu,
+                nvlinks=(4, 4) if place == 5 else (5, 5) if place == 4 else (),
+                pcie=levels.get(place, {}),
+            )
+            for place, gpu in enumerate(gpus(6))
+        )
+    )
+    told = ways(read_box(PATIENCE))
+    near = {(0, 1): "PIX", (0, 2): "PXB", (0, 3): "PHB", (1, 2): "PIX", (1, 3): "NODE", (2, 3): "SYS"}
+    assert {pair: way for pair, way in told.items() if pair in near or way == "NVLINK"} == {
+        **near,
+        (4, 5): "NVLINK",
     }
 
 
-def test_render_is_told_that_there_is_no_driver(box: StandIn, tmp_path: Path) -> None:
+def test_gpus_on_a_switch_are_all_linked_across_two_numa_nodes(here: StandIn) -> None:
+    here.show(
+        *(
+            replace(
+                gpu,
+                nvlinks=tuple(other for other in range(8) if other != place),
+                numa=place // 4,
+                cores=(0, 31) if place < 4 else (32, 63),
+            )
+            for place, gpu in enumerate(gpus(8))
+        )
+    )
+    told = read_box(PATIENCE)
+    assert set(ways(told).values()) == {"NVLINK"}
+    assert len(told.links) == 28
+    assert told.way(7, 0) == "NVLINK"
+    assert [gpu.numa_node for gpu in told.gpus] == [0] * 4 + [1] * 4
+    assert {gpu.cores for gpu in told.gpus} == {tuple(range(32)), tuple(range(32, 64))}
+
+
+def test_the_slices_of_a_gpu_are_told_with_who_is_on_them(here: StandIn) -> None:
+    name = f"{NAME} MIG 3g.40gb"
+    free = Device("MIG-11aa", name, 40 * GIB, GIB // 4)
+    busy = Device("MIG-22bb", name, 40 * GIB, GIB // 4, 9 * GIB, ((os.getpid(), 9 * GIB),))
+    gone = Device("MIG-33cc", name, errors={"nvmlDeviceGetUUID": "not-found"})
+    whole, cut, empty = gpus(3)
+    here.show(whole, replace(cut, migs=(free, busy, gone)), replace(empty, mig_mode=True))
+    first, second, third = read_box(PATIENCE).gpus
+    assert (first.mig_enabled, first.migs) == (False, ())
+    assert (third.mig_enabled, third.migs) == (True, ())
+    assert second.mig_enabled
+    assert second.migs[0] == told_box.MigDevice("MIG-11aa", name, int(39.75 * GIB), int(39.75 * GIB))
+    assert [(mig.uuid, mig.memory_free) for mig in second.migs[1:]] == [("MIG-22bb", int(30.75 * GIB))]
+    assert [(process.pid, process.memory) for process in second.migs[1].processes] == [(os.getpid(), 9 * GIB)]
+
+
+def test_who_computes_and_who_draws_is_told(here: StandIn) -> None:
+    """A process that does both computes, and counts once."""
+    beyond = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
+    here.show(
+        replace(
+            gpus(1)[0],
+            used=20 * GIB,
+            processes=((os.getpid(), 9 * GIB), (beyond, None)),
+            graphics=((os.getppid(), GIB), (os.getpid(), GIB)),
+        )
+    )
+    (gpu,) = read_box(PATIENCE).gpus
+    told = {process.pid: process for process in gpu.processes}
+    assert {(process.pid, process.memory, process.computes) for process in gpu.processes} == {
+        (os.getpid(), 9 * GIB, True),
+        (beyond, None, True),
+        (os.getppid(), GIB, False),
+    }
+    assert len(gpu.processes) == 3
+    assert told[os.getpid()].user == psutil.Process().username()
+    assert psutil.Process().cmdline()[0][:20] in told[os.getpid()].command
+    assert all(process.command.isprintable() and len(process.command) <= 80 for process in gpu.processes)
+    assert told[beyond].user is None
+    assert told[beyond].command == "no such process is seen here: it is in a container, or has just ended"
+
+
+# GPUs that ail.
+
+
+def test_a_gpu_that_is_lost_hides_no_other(here: StandIn) -> None:
+    """Wherever it is noticed, what the GPU still tells is kept."""
+    one, lost, unreadable, reset, last = gpus(5)
+    here.show(
+        one,
+        replace(lost, errors={"*": "lost"}),
+        replace(
+            unreadable, errors={"nvmlDeviceGetMemoryInfo": "unknown", "nvmlDeviceGetMemoryInfo_v2": "unknown"}
+        ),
+        replace(reset, errors={"nvmlDeviceGetComputeMode": "reset-required"}),
+        last,
+    )
+    told = read_box(PATIENCE)
+    assert told.trouble is None
+    assert (told.gpus[0], told.gpus[4]) == (seen(0, one), seen(4, last))
+    assert [gpu.index for gpu in told.gpus] == [0, 1, 2, 3, 4]
+    assert [gpu.trouble for gpu in told.gpus[1:4]] == ["GPU is lost", "Unknown Error", "GPU requires restart"]
+    assert [gpu.uuid for gpu in told.gpus[1:4]] == ["", unreadable.uuid, reset.uuid]
+    assert told.gpus[2].name == NAME
+    assert told.gpus[2].bus_id == "00000000:03:00.0"
+    assert told.way(0, 4) == "NODE"
+    assert told.way(0, 1) is None
+
+
+def test_a_gpu_that_is_not_healthy_says_so(here: StandIn) -> None:
+    facts: list[tuple[dict[str, Any], str | None, list[str]]] = [
+        ({"recovery": 0, "clocks": 0x4}, None, []),  # it draws all the power that it may
+        ({"remapping": "failed", "remapped": 9}, "a broken row of its memory could not be remapped", []),
+        ({"recovery": 1}, "needs a reset (nvidia-smi --gpu-reset)", []),
+        ({"recovery": 2}, "needs a reboot of the machine", []),
+        ({"recovery": 4}, None, ["the driver runs it at reduced capacity"]),
+        (
+            {"remapping": "pending", "remapped": 3, "retiring": True, "ecc": 2},
+            None,
+            [
+                "2 uncorrected memory errors since its driver was loaded",
+                "rows of its memory wait to be remapped (3 for uncorrectable errors so far)",
+                "pages of its memory wait to be retired",
+            ],
+        ),
+        (
+            {"clocks": 0x40 | 0x80, "temperature": 91},
+            None,
+            [
+                "its clocks are held down by heat (91 degrees Celsius): look at its cooling",
+                "its clocks are held down by the power brake: look at the power supply",
+            ],
+        ),
+        (
+            {"clocks": 0x20, "ecc": 1},
+            None,
+            ["1 uncorrected memory error since", "its clocks are held down by heat: look"],
+        ),
+    ]
+    here.show(*(replace(gpu, **fact) for gpu, (fact, _, _) in zip(gpus(8), facts, strict=True)))
+    for gpu, (fact, trouble, warnings) in zip(read_box(PATIENCE).gpus, facts, strict=True):
+        assert (gpu.trouble or "").startswith(trouble or ""), fact
+        assert (gpu.trouble is None) == (trouble is None), fact
+        assert len(gpu.warnings) == len(warnings), fact
+        assert all(told.startswith(begin) for told, begin in zip(gpu.warnings, warnings, strict=True)), fact
+
+
+# Drivers that do not tell, or not all.
+
+OPTIONAL = (
+    "nvmlSystemGetDriverVersion",
+    "nvmlSystemGetCudaDriverVersion_v2",
+    "nvmlDeviceGetCudaComputeCapability",
+    "nvmlDeviceGetComputeMode",
+    "nvmlDeviceGetPciInfo_v3",
+    "nvmlDeviceGetNumaNodeId",
+    "nvmlDeviceGetCpuAffinity",
+    "nvmlDeviceGetComputeRunningProcesses_v3",
+    "nvmlDeviceGetGraphicsRunningProcesses_v3",
+    "nvmlDeviceGetMigMode",
+    "nvmlDeviceGetP2PStatus",
+    "nvmlDeviceGetTopologyCommonAncestor",
+    "nvmlDeviceGetTotalEccErrors",
+    "nvmlDeviceGetRemappedRows",
+    "nvmlDeviceGetRetiredPagesPendingStatus",
+    "nvmlDeviceGetFieldValues",
+    "nvmlDeviceGetCurrentClocksEventReasons",
+    "nvmlDeviceGetCurrentClocksThrottleReasons",
+)
+
+
+@pytest.mark.parametrize("error", ["function-not-found", "not-supported", "no-permission", "unknown"])
+def test_a_driver_that_tells_only_what_it_must_is_enough(error: str, here: StandIn) -> None:
+    one, other = (replace(gpu, clocks=0x40, ecc=1, processes=((1, GIB),)) for gpu in gpus(2))
+    here.show(one, other, errors=dict.fromkeys(OPTIONAL, error))
+    assert read_box(PATIENCE) == told_box.GpuBox(
+        tuple(told_box.Gpu(index, gpu.uuid, NAME, USABLE, USABLE) for index, gpu in enumerate((one, other)))
+    )
+
+
+def test_an_older_driver_is_asked_the_older_way(here: StandIn) -> None:
+    newer = ("nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetCurrentClocksEventReasons")
+    here.show(replace(gpus(1)[0], clocks=0x80), errors=dict.fromkeys(newer, "function-not-found"))
+    (gpu,) = read_box(PATIENCE).gpus
+    assert (gpu.memory_total, gpu.memory_free, len(gpu.warnings)) == (80 * GIB, USABLE, 1)
+
+
+def test_a_gpu_without_memory_of_its_own_has_the_machines(here: StandIn) -> None:
+    neither = ("nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetMemoryInfo")
+    here.show(replace(gpus(1)[0], name="NVIDIA GB10"), errors=dict.fromkeys(neither, "not-supported"))
+    (gpu,) = read_box(PATIENCE).gpus
+    assert (gpu.trouble, gpu.memory_total) == (None, psutil.virtual_memory().total)
+    assert 0 < gpu.memory_free < gpu.memory_total
+
+
+def test_a_box_without_a_driver_says_so(
+    here: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A library that is none is what the linker makes of a missing one, also where there is a driver."""
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / LIBRARY).touch()
-    nothing = StandIn(tmp_path / "empty" / LIBRARY, tmp_path)
-    assert seen_by_render(nothing) == {
-        "gpus": [],
-        "trouble": "no NVIDIA driver was found (libnvidia-ml.so.1 is missing)",
-    }
+    (tmp_path / LIBRARY).touch()
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    assert read_box(PATIENCE) == told_box.GpuBox((), NO_DRIVER)
+    with pytest.raises(DriverTrouble, match=re.escape(NO_DRIVER)):
+        read_slice(("0",))
 
 
 @pytest.mark.parametrize(
@@ -89,24 +315,24 @@ def test_render_is_told_that_there_is_no_driver(box: StandIn, tmp_path: Path) ->
     [
         ({"nvmlInit": "driver-not-loaded"}, "the NVIDIA driver does not answer: Driver Not Loaded"),
         ({"nvmlInit": "mismatch"}, "the NVIDIA driver does not answer: RM has detected"),
-        ({"nvmlDeviceGetCount_v2": "unknown"}, "the NVIDIA driver could not describe its GPUs: Unknown"),
         (
             {"nvmlDeviceGetCount_v2": "unknown", "nvmlShutdown": "unknown"},
             "the NVIDIA driver could not describe its GPUs: Unknown",
         ),
+        ({"nvmlDeviceGetName": "crash"}, "the program that asks the NVIDIA driver was killed by SIGSEGV"),
+        ({"nvmlDeviceGetP2PStatus": "hang"}, "the NVIDIA driver has not answered for 1 s"),
+        ({"nvmlShutdown": "unknown"}, None),  # after all is told, it does not matter
     ],
 )
-def test_render_is_told_what_ails_the_driver(errors: dict[str, str], trouble: str, box: StandIn) -> None:
-    box.show(*gpus(2), errors=errors)
-    seen = seen_by_render(box)
-    assert seen["gpus"] == []
-    assert seen["trouble"].startswith(trouble)
-
-
-def test_render_is_told_of_a_gpu_that_is_lost(box: StandIn) -> None:
-    one, other = gpus(2)
-    box.show(one, replace(other, errors={"*": "lost"}))
-    assert seen_by_render(box)["trouble"] == "the NVIDIA driver could not describe its GPUs: GPU is lost"
+def test_a_driver_that_ails_is_told_of(errors: dict[str, str], trouble: str | None, here: StandIn) -> None:
+    here.show(*gpus(2), errors=errors)
+    told = read_box(1 if "hang" in errors.values() else PATIENCE)
+    if trouble is None:
+        assert (told.trouble, len(told.gpus)) == (None, 2)
+        return
+    assert told.gpus == ()
+    assert (told.trouble or "").startswith(trouble)
+    assert not [child for child in psutil.Process().children() if "gpus.reader" in " ".join(child.cmdline())]
 
 
 # What a worker sees of its slice.
@@ -125,9 +351,9 @@ def test_a_slice_is_read_by_uuid_or_the_beginning_of_one(here: StandIn) -> None:
     here.show(one, replace(other, used=GIB))
     whole, part = other.uuid, other.uuid[:8]
     assert [gpu.free for gpu in read_slice((whole, part, one.uuid))] == [USABLE - GIB, USABLE - GIB, USABLE]
-    with pytest.raises(GpuMemoryUnknown, match="the memory of GPU-9 cannot be read: Not Found"):
+    with pytest.raises(DriverTrouble, match="the memory of GPU-9 cannot be read: Not Found"):
         read_slice(("GPU-9",))
-    with pytest.raises(GpuMemoryUnknown, match="the memory of GPU- cannot be read: Not Found"):
+    with pytest.raises(DriverTrouble, match="the memory of GPU- cannot be read: Not Found"):
         read_slice(("GPU-",))  # it fits both
 
 
@@ -211,7 +437,7 @@ def test_holders_that_may_not_be_asked_for_are_nobody(here: StandIn) -> None:
             {"nvmlDeviceGetMemoryInfo_v2": "crash"},
             "the program that asks the NVIDIA driver was killed by SIGSEGV",
         ),
-        ({"nvmlDeviceGetName": "hang"}, "the NVIDIA driver has not answered for 3 s"),
+        ({"nvmlDeviceGetName": "hang"}, "the NVIDIA driver has not answered for 1 s"),
         ({"nvmlShutdown": "unknown"}, None),  # after all is told, it does not matter
     ],
 )
@@ -222,8 +448,8 @@ def test_a_broken_driver_is_told_of_and_holds_up_nobody(
     if told is None:
         assert len(read_slice(("0",))) == 1
         return
-    with pytest.raises(GpuMemoryUnknown) as raised:
-        read_slice(("0",), timeout=3 if "hang" in errors.values() else 60)
+    with pytest.raises(DriverTrouble) as raised:
+        read_slice(("0",), timeout=1 if "hang" in errors.values() else 60)
     assert str(raised.value) == told
     readers = [child for child in psutil.Process().children() if "gpu_reader" in " ".join(child.cmdline())]
     assert not readers
@@ -236,17 +462,8 @@ def test_a_gpu_that_is_lost_or_not_there_is_named(token: str, text: str, here: S
     one, other = gpus(2)
     here.show(one, replace(other, errors={"*": "lost"}))
     assert len(read_slice(("0",))) == 1
-    with pytest.raises(GpuMemoryUnknown, match=rf"the memory of (GPU )?{token} cannot be read: {text}"):
+    with pytest.raises(DriverTrouble, match=rf"the memory of (GPU )?{token} cannot be read: {text}"):
         read_slice(("0", token))
-
-
-def test_a_machine_without_a_driver_is_told_of(
-    here: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / LIBRARY).touch()
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    with pytest.raises(GpuMemoryUnknown, match="NVML Shared Library Not Found"):
-        read_slice(("0",))
 
 
 # Memory that comes and goes.
@@ -281,12 +498,14 @@ def test_memory_that_becomes_free_is_seen_by_who_looks_again(box: StandIn) -> No
 
 SHUT_DOWN = """
 import pynvml
-from vllm_stack.errors import GpuMemoryUnknown
+from vllm_stack.errors import DriverTrouble
+from vllm_stack.gpus import box as told_box
+from vllm_stack.gpus.driver import read_box
 from vllm_stack.worker.gpu_reader import read_memory
 for tokens in (["0"], ["9"]):
     try:
         read_memory(tokens)
-    except GpuMemoryUnknown:
+    except DriverTrouble:
         assert tokens == ["9"]
     try:
         pynvml.nvmlDeviceGetCount()

@@ -427,7 +427,7 @@ def main(argv: list[str]) -> NoReturn:
     if argv[:1] == ["--version"]:
         print("0.32.0")
         leave(0)
-    if argv[:1] != ["serve"]:
+    if argv[:1] != ["serve"] or "--help=all" in argv:  # it takes any option, and names none
         raise SystemExit("usage: fake_vllm.py serve MODEL [options]")
     host, port = last(argv, "--host", "127.0.0.1"), int(last(argv, "--port", "8000"))
     uds = last(argv, "--uds", "")

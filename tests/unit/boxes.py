@@ -7,7 +7,9 @@ from typing import Any
 
 from vllm_stack.gpus.box import Gpu, GpuBox
 from vllm_stack.inventory import Inventory
+from vllm_stack.machine import Machine
 from vllm_stack.model import Model
+from vllm_stack.model_config import ModelConfig
 from vllm_stack.options import Options
 from vllm_stack.vllm_command import VllmCommand
 
@@ -20,14 +22,19 @@ def gpu_box(count: int) -> GpuBox:
     )
 
 
+def machine(**changes: Any) -> Machine:
+    return Machine(**{"cores": (0, 1, 2, 3), "memory_total": 64 * GIB, **changes})
+
+
 def inventory(**changes: Any) -> Inventory:
     facts: dict[str, Any] = {
-        "model": Model("org/model", local=False, attention_heads=32),
+        "model": Model("org/model", "cache", ModelConfig(attention_heads=32, kv_heads=8)),
         "vllm": VllmCommand(("/opt/vllm/bin/vllm",), "0.32.0"),
+        "vllm_options": None,
+        "ports": None,
         "gpus": gpu_box(4),
         "gpu_mask": None,
-        "cores": (0, 1, 2, 3),
-        "memory_total": 64 * GIB,
+        "machine": machine(),
         "python": Path("/opt/stack/bin/python"),
         "root": False,
     }

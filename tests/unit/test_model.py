@@ -32,14 +32,16 @@ def write_config(directory: Path, config: Any) -> Path:
 def test_attention_heads_are_found_where_architectures_put_them(
     tmp_path: Path, config: Any, heads: int | None
 ) -> None:
-    assert read_model(str(write_config(tmp_path / "m", config))).attention_heads == heads
+    found = read_model(str(write_config(tmp_path / "m", config))).config
+    assert found is not None
+    assert found.attention_heads == heads
 
 
 def test_a_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_config(tmp_path / "models" / "m", {})
     monkeypatch.chdir(tmp_path)
     model = read_model("models/m")
-    assert (model.name, model.local) == (str(tmp_path / "models" / "m"), True)
+    assert (model.name, model.source) == (str(tmp_path / "models" / "m"), "directory")
 
 
 def test_a_directory_may_have_any_printable_name(tmp_path: Path) -> None:
@@ -49,7 +51,7 @@ def test_a_directory_may_have_any_printable_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "org/model", "Qwen/Qwen3-8B", "a.b/c_d-e"])
 def test_hub_names_pass_as_they_are(name: str) -> None:
-    assert read_model(name).name == name
+    assert read_model(name, ask=False).name == name
 
 
 @pytest.mark.parametrize(
@@ -91,11 +93,14 @@ def test_a_cached_hub_model_is_read_at_its_revision(
     (repository / "refs").mkdir()
     for name in ("main", "v2"):
         (repository / "refs" / name).write_text("c0ffee", "utf-8")
-    assert read_model("org/model", revision).attention_heads == 7
+    model = read_model("org/model", revision, ask=False)
+    assert model.config is not None
+    assert (model.source, model.commit, model.config.attention_heads) == ("cache", "c0ffee", 7)
 
 
 def test_a_hub_model_that_is_not_cached_leaves_its_heads_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert read_model("org/model").attention_heads is None
+    model = read_model("org/model", ask=False)
+    assert (model.source, model.config) == ("unknown", None)

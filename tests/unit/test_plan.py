@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.boxes import gpu_box, inventory, options
+from tests.unit.boxes import gpu_box, inventory, machine, options
 from vllm_stack.address import TcpAddress, UnixAddress
 from vllm_stack.cpu_share import split_cores
-from vllm_stack.errors import InsufficientGpus, ModelError, OutputError, PortError, UsageError
+from vllm_stack.errors import InsufficientGpus, OutputError, PortError, UsageError
 from vllm_stack.gpus.box import GpuBox
-from vllm_stack.model import Model
 from vllm_stack.plan import make_plan
+from vllm_stack.ports import port_uses
 
 
 def test_each_worker_gets_its_own_slice_of_gpus_and_its_own_port() -> None:
@@ -35,7 +35,7 @@ def test_workers_on_unix_sockets_take_no_ports_and_listen_in_a_directory_of_the_
     ]
     assert plan.workers[1].argv[3:5] == ("--uds", "/srv/stack/run/worker-1.sock")
     assert not {"--host", "--port"} & set(plan.workers[0].argv)
-    assert {use.owner for use in plan.port_uses} == {"the proxy", "the admin door"}
+    assert {use.owner for use in port_uses(plan.options)} == {"the proxy", "the admin door"}
 
 
 @pytest.mark.parametrize("depth", [1, 5, 12, 20])
@@ -81,12 +81,6 @@ def test_an_existing_mask_is_the_budget_token_by_token() -> None:
 def test_an_empty_mask_means_no_gpu_and_the_refusal_names_it() -> None:
     with pytest.raises(InsufficientGpus, match="CUDA_VISIBLE_DEVICES=''"):
         make_plan(options(), inventory(gpu_mask=""))
-
-
-def test_attention_heads_must_divide_by_the_tensor_parallel_size() -> None:
-    model = Model("org/model", local=False, attention_heads=9)
-    with pytest.raises(ModelError, match=r"9 attention heads.*--tensor-parallel-size 2.*1, 3, 9"):
-        make_plan(options(tensor_parallel_size=2), inventory(model=model))
 
 
 def test_mig_devices_cannot_be_joined() -> None:
@@ -198,5 +192,7 @@ def test_every_process_of_a_stack_is_named_after_its_directory() -> None:
 def test_the_proxy_gets_processes_by_workers_and_cores(
     cores: int, changes: dict[str, Any], processes: int
 ) -> None:
-    plan = make_plan(options(**changes), inventory(cores=tuple(range(cores)), gpus=gpu_box(8)))
+    plan = make_plan(
+        options(**changes), inventory(machine=machine(cores=tuple(range(cores))), gpus=gpu_box(8))
+    )
     assert plan.proxy_processes == processes

@@ -118,7 +118,7 @@ def test_no_text_of_the_users_reaches_supervisords_configuration(words: list[str
     """A newline there would begin a program section of the attacker's choice."""
     values = tuple(f"x{word}" for word in words)  # not options of ours
     clean = make_plan(options(), inventory())
-    plan = make_plan(options(vllm_args=values), inventory(model=Model(model, local=True)))
+    plan = make_plan(options(vllm_args=values), inventory(model=Model(model, "directory")))
     rendered = files_of(plan)
 
     def without_fingerprints(text: str) -> list[str]:

@@ -31,6 +31,7 @@ def spec(state: Path, delay: float) -> Spec:
         evidence=state,
         title="vllm-stack:out:worker-0",
         gpus=(),
+        cores=(),
         admin_port=9000,
         gpu_patience=0.0,
         restart_delay=delay,

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
-from vllm_stack.address import TcpAddress, parse_address
+from vllm_stack.checks.run import advice, refuse
+from vllm_stack.commands.examine import Examined, examine
 from vllm_stack.errors import OutputError
 from vllm_stack.files import File, make_directories, shown, write_files
-from vllm_stack.inventory import take_inventory
 from vllm_stack.keys import new_key
-from vllm_stack.layout import Layout
 from vllm_stack.options import Options
 from vllm_stack.plan import Plan, make_plan
-from vllm_stack.ports import check_free
 from vllm_stack.render import render
 
 
-def render_stack(options: Options, dry_run: bool = False) -> tuple[Plan, list[File]]:
-    """Check, decide and write a stack; with `dry_run` write nothing. Gives the plan and its files."""
-    plan = make_plan(options, take_inventory(options))
-    own_ports = _ports_of_running_stack(plan.layout)
-    check_free(use for use in plan.port_uses if use.port not in own_ports)
-    files = render(plan)
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A plan, its files, and what the user should know of both before starting it."""
+
+    examined: Examined
+    plan: Plan
+    files: list[File]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was decided for the user, what they should know, and what may go wrong."""
+        return (*self.examined.decisions, *self.plan.notes, *advice(self.examined.findings.values()))
+
+
+def render_stack(options: Options, dry_run: bool = False) -> Rendered:
+    """Check, decide and write a stack; with `dry_run` write nothing.
+
+    Raises the error of the first check that refuses; then nothing is written.
+    """
+    examined = examine(options)
+    refuse(examined.findings)
+    plan = make_plan(examined.options, examined.inventory)
+    rendered = Rendered(examined, plan, render(plan))
     if not dry_run:
-        _write(plan, files)
-    return plan, files
+        _write(plan, rendered.files)
+    return rendered
 
 
 def _write(plan: Plan, files: list[File]) -> None:
@@ -49,26 +65,9 @@ def _internal_key(plan: Plan) -> list[File]:
     return [File(plan.layout.internal_key, new_key() + "\n")]
 
 
-def _ports_of_running_stack(layout: Layout) -> frozenset[int]:
-    """Give the ports that this very stack holds now: rendering over it must not be refused."""
-    if not layout.socket.exists():
-        return frozenset()
-    from vllm_stack.supervisor_rpc import Supervisor  # a tenth of this verb's time, rarely needed
-
-    if Supervisor(layout.socket).pid() is None:
-        return frozenset()
-    try:
-        in_force = layout.stack_in_force() or layout.stack_json
-        stack = json.loads(in_force.read_text("utf-8"))
-        addresses = [parse_address(worker["address"]) for worker in stack["workers"]]
-        ports = [address.port for address in addresses if isinstance(address, TcpAddress)]
-        return frozenset((stack["door"]["port"], stack["admin_port"], *ports))
-    except (OSError, ValueError, KeyError, TypeError):
-        return frozenset()
-
-
-def summary(plan: Plan, written: bool) -> list[str]:
+def summary(rendered: Rendered, written: bool) -> list[str]:
     """Say what was decided, line by line, and how to start it."""
+    plan = rendered.plan
     options, layout = plan.options, plan.layout
     version = f"vLLM {plan.vllm_version}" if plan.vllm_version else "vLLM"
     elsewhere = f" and {len(options.upstreams)} elsewhere" if options.upstreams else ""
@@ -78,7 +77,7 @@ def summary(plan: Plan, written: bool) -> list[str]:
         lines.append(f"  {worker.name}  {worker.address}  {place}")
     lines += [f"  upstream-{index}  http://{address}" for index, address in enumerate(options.upstreams)]
     lines.append(f"  proxy     {options.scheme}://{plan.door_address}/v1  {options.policy}")
-    lines += [f"Note: {note}." for note in plan.notes]
+    lines += [f"Note: {note}." for note in rendered.notes]
     if written:
         conf = shown(layout.supervisord_conf)
         lines += [
@@ -89,7 +88,8 @@ def summary(plan: Plan, written: bool) -> list[str]:
     return lines
 
 
-def plan_json(plan: Plan, files: list[File]) -> str:
+def plan_json(rendered: Rendered) -> str:
     """Give the plan for programs: what stack.json holds, and the notes."""
-    stack = next(file for file in files if file.path == plan.layout.stack_json)
-    return json.dumps({**json.loads(stack.text), "out": str(plan.layout.out), "notes": plan.notes}, indent=2)
+    layout = rendered.plan.layout
+    stack = next(file for file in rendered.files if file.path == layout.stack_json)
+    return json.dumps({**json.loads(stack.text), "out": str(layout.out), "notes": rendered.notes}, indent=2)

@@ -6,10 +6,10 @@ import signal
 import time
 from dataclasses import replace
 
+from vllm_stack.program import describe_end
 from vllm_stack.record import read_record
 from vllm_stack.worker.failure import (
     Failure,
-    describe_end,
     last_failure,
     new_failure,
     record_failure,

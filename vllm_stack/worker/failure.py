@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vllm_stack.program import boot_id
+from vllm_stack.program import boot_id, describe_end
 from vllm_stack.record import read_record, write_record
 
 REMEMBERED = 100  # failures of one worker
@@ -59,13 +58,6 @@ class Failure:
     def age(self) -> float | None:
         """Give the seconds since the failure, None if the machine was booted since."""
         return boot_clock() - self.at if self.boot == boot_id() else None
-
-
-def describe_end(returncode: int) -> str:
-    """Say in words how a process ended, from its return code as `subprocess` gives it."""
-    if returncode < 0:
-        return f"was killed by {_signal_name(-returncode)}"
-    return f"ended with exit code {returncode}"
 
 
 def boot_clock() -> float:
@@ -135,10 +127,3 @@ def restart_pause(failure: Failure, delay: float, longest: float) -> float:
     if longest <= delay:
         return delay
     return min(longest, delay * 2.0 ** min(failure.in_row - 1, 30))
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -8,29 +8,15 @@ its caller for ever, or kill it, and neither may happen to the wrapper.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import json
 import math
-import re
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from vllm_stack.errors import GpuMemoryUnknown
-from vllm_stack.worker.failure import describe_end
+from vllm_stack.errors import DriverTrouble
+from vllm_stack.gpus.driver import ask_driver, nonsense
 
-# vllm/config/cache.py, vLLM 0.32.
-DEFAULT_SHARE = 0.92
-# Both are one option (vllm/engine/arg_utils.py).
-_SHARE_OPTIONS = ("--gpu-memory-utilization", "--device-memory-utilization")
-# One key of the file that vLLM's --config names, which is flat YAML.
-_SHARE_KEY = re.compile(
-    r"""^(["']?)(?:gpu|device)[-_]memory[-_]utilization\1\s*:\s*["']?([^\s"'#]+)""", re.MULTILINE
-)
 _GIB = 1024**3
 # How many of a GPU's holders one line names.
 _NAMED = 4
@@ -63,103 +49,25 @@ class GpuMemory:
 def read_slice(tokens: Sequence[str], timeout: float = 20.0) -> tuple[GpuMemory, ...]:
     """Read the memory of the GPUs that CUDA_VISIBLE_DEVICES names by `tokens`, in their order.
 
-    Takes about 0.2 s, and `timeout` seconds at most. Raises `GpuMemoryUnknown` if any of them
+    Takes about 0.2 s, and `timeout` seconds at most. Raises `DriverTrouble` if any of them
     cannot be read: then nobody can say what vLLM will find, and vLLM itself should.
     """
     if not tokens:
         return ()
-    answer = _answer(_ask_reader(tokens, timeout))
+    answer = _answer(ask_driver("vllm_stack.worker.gpu_reader", tokens, timeout))
     if "trouble" in answer:
-        raise GpuMemoryUnknown(answer["trouble"])
+        raise DriverTrouble(answer["trouble"])
     return tuple(
         GpuMemory(**{**gpu, "holders": tuple(Holder(**holder) for holder in gpu["holders"])})
         for gpu in answer["gpus"]
     )
 
 
-def _ask_reader(tokens: Sequence[str], timeout: float) -> bytes:
-    argv = [sys.executable, "-P", "-m", "vllm_stack.worker.gpu_reader", *tokens]
-    try:
-        reader = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-    except OSError as error:
-        raise GpuMemoryUnknown(f"the GPUs cannot be asked for their memory: {error}") from error
-    try:
-        told, complaint = reader.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired as error:
-        _abandon(reader)
-        raise GpuMemoryUnknown(f"the NVIDIA driver has not answered for {timeout:g} s") from error
-    if reader.returncode != 0:
-        last_words = complaint.decode(errors="replace").strip().rpartition("\n")[2]
-        how = describe_end(reader.returncode)
-        raise GpuMemoryUnknown(
-            f"the program that asks the NVIDIA driver {how}" + (f": {last_words}" if last_words else "")
-        )
-    return told
-
-
-def _abandon(reader: subprocess.Popen[bytes]) -> None:
-    """Kill the reader, but do not wait for one that the driver holds in the kernel."""
-    reader.kill()
-    for pipe in (reader.stdout, reader.stderr):
-        if pipe is not None:
-            pipe.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        reader.wait(1)
-
-
 def _answer(told: bytes) -> dict[str, Any]:
     try:
         return dict(json.loads(told))
     except ValueError as error:
-        raise GpuMemoryUnknown(f"the program that asks the NVIDIA driver said {told[:80]!r}") from error
-
-
-def needed_share(argv: Sequence[str]) -> float:
-    """Give the share of each GPU that must be free when vLLM starts, by its command line.
-
-    The check (`request_memory` in vllm/v1/worker/utils.py) goes by --gpu-memory-utilization alone:
-    --kv-cache-memory-bytes sizes the cache later and changes nothing in it. A value that vLLM
-    refuses gives 0: nothing is worth waiting for, so that vLLM says so.
-    """
-    given = None
-    for option, value in _options(argv):
-        if _names_share(option):
-            given = value
-    if given is None:
-        given = _share_in_config(argv)
-    if given is None:
-        return DEFAULT_SHARE
-    try:
-        share = float(given)
-    except ValueError:
-        return 0.0
-    return share if 0 < share <= 1 else 0.0
-
-
-def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Give each `--option value` and `--option=value`, its name in dashes as vLLM's parser spells it."""
-    for index, word in enumerate(argv):
-        option, equals, value = word.partition("=")
-        if option.startswith("--"):
-            following = "".join(argv[index + 1 : index + 2])
-            yield option.replace("_", "-"), value if equals else following
-
-
-def _names_share(option: str) -> bool:
-    """vLLM's parser takes any beginning of a name, and refuses one that several names begin with."""
-    return len(option) > len("--") and any(name.startswith(option) for name in _SHARE_OPTIONS)
-
-
-def _share_in_config(argv: Sequence[str]) -> str | None:
-    """Look into the file of `--config`, for which vLLM knows this one spelling."""
-    for word, path in itertools.pairwise(argv):
-        if word == "--config":
-            with contextlib.suppress(OSError, ValueError):
-                found = _SHARE_KEY.findall(Path(path).read_text("utf-8"))
-                return found[-1][1] if found else None
-    return None
+        raise nonsense(told) from error
 
 
 def occupied(gpus: Sequence[GpuMemory], share: float) -> tuple[GpuMemory, ...]:

@@ -63,7 +63,7 @@ class Life:
             return 0
         self._note_life()
         try:
-            tree = Tree(self._spec.argv, self._server_environment(), self._spec.box)
+            tree = Tree(self._spec.argv, self._server_environment(), self._spec.box, self._spec.cores)
         except OSError as error:
             self._autopsy.of_command(EXIT_CANNOT_START, error)
             self._forget_life()

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vllm_stack.address import UnixAddress
-from vllm_stack.errors import GpuMemoryUnknown
+from vllm_stack.errors import DriverTrouble
 from vllm_stack.leftovers import sweep
 from vllm_stack.program import STOP_SIGNALS, take_signal
+from vllm_stack.vllm_arguments import needed_share
 from vllm_stack.worker.autopsy import Autopsy
 from vllm_stack.worker.failure import last_failure, restart_pause
-from vllm_stack.worker.gpu_memory import describe, needed_share, occupied, read_slice
+from vllm_stack.worker.gpu_memory import describe, occupied, read_slice
 from vllm_stack.worker.phase import Phase, write_phase
 from vllm_stack.worker.spec import Spec
 from vllm_stack.worker.turn import Turn
@@ -108,7 +109,7 @@ class Preparation:
         """Say who holds the memory this server needs; None when it is free, or when nobody can tell."""
         try:
             busy = occupied(read_slice(self._spec.gpus, GPU_TIMEOUT), share)
-        except GpuMemoryUnknown as trouble:
+        except DriverTrouble as trouble:
             self._voice.say(f"the memory of the GPUs cannot be read: {trouble}")
             return None
         return "; ".join(describe(gpu, share) for gpu in busy) or None

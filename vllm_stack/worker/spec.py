@@ -37,6 +37,8 @@ class Spec:
     evidence: Path
     title: str
     gpus: tuple[str, ...]
+    # CPU cores its server may run on; none: all.
+    cores: tuple[int, ...]
     admin_port: int
     gpu_patience: float
     restart_delay: float
@@ -88,6 +90,7 @@ def read_spec(path: Path) -> Spec:
             evidence=Path(raw["evidence"]),
             title=raw["title"],
             gpus=tuple(raw["gpus"]),
+            cores=tuple(raw["cores"]),
             admin_port=raw["admin_port"],
             gpu_patience=raw["gpu_patience"],
             restart_delay=raw["restart_delay"],

@@ -22,9 +22,12 @@ STRAGGLER_GRACE = 3.0
 class Tree:
     """The process tree of one server. The owner must be a subreaper (`program.adopt_orphans`)."""
 
-    def __init__(self, argv: tuple[str, ...], env: Mapping[str, str], cwd: Path) -> None:
+    def __init__(
+        self, argv: tuple[str, ...], env: Mapping[str, str], cwd: Path, cores: tuple[int, ...] = ()
+    ) -> None:
         """Start the server in our own process group, which supervisord can kill as a last resort.
 
+        All that descends from it runs on `cores`, if any are named and any of them is there.
         Raises `OSError` when the program cannot be executed.
         """
         parent = os.getpid()
@@ -34,6 +37,9 @@ class Tree:
             if parent_is_gone(parent):
                 os._exit(1)
             unblock_in_child()
+            if cores:
+                with contextlib.suppress(OSError):  # none of them is there any more: slower, not worse
+                    os.sched_setaffinity(0, cores)
 
         self._server = subprocess.Popen(argv, env=env, cwd=cwd, stdin=subprocess.DEVNULL, preexec_fn=prepare)
         self.started = time.monotonic()

@@ -180,7 +180,7 @@ def test_a_start_waits_until_the_memory_of_its_gpus_is_free_and_says_who_holds_i
     me = os.getpid()
     (gpu,) = gpus(1)
     box.show(replace(gpu, used=gpu.total - GIB, processes=((me, 40 * GIB),)))
-    one = stack(device="cuda", env=box.environment)
+    one = stack(device="cuda", env={**box.environment, "VLLM_STACK_ALLOW_BUSY": "1"})
     assert one.render() == 0
     one.start()
     until(lambda: phase(one) is Phase.BLOCKED, 20, "it waits for the memory")
@@ -193,7 +193,7 @@ def test_a_start_waits_until_the_memory_of_its_gpus_is_free_and_says_who_holds_i
 def test_a_stop_while_the_memory_is_held_is_obeyed_at_once(stack: StackFactory, box: StandIn) -> None:
     (gpu,) = gpus(1)
     box.show(replace(gpu, used=gpu.total - GIB))
-    one = stack(device="cuda", env=box.environment)
+    one = stack(device="cuda", env={**box.environment, "VLLM_STACK_ALLOW_BUSY": "1"})
     assert one.render() == 0
     one.start()
     until(lambda: phase(one) is Phase.BLOCKED, 20, "it waits for the memory")
@@ -207,7 +207,7 @@ def test_a_stranger_holds_a_start_up_for_a_while_only(stack: StackFactory, box: 
     """Perhaps it is meant so; then vLLM is the judge."""
     (gpu,) = gpus(1)
     box.show(replace(gpu, used=gpu.total - GIB))
-    one = stack(device="cuda", env=box.environment)
+    one = stack(device="cuda", env={**box.environment, "VLLM_STACK_ALLOW_BUSY": "1"})
     assert one.render() == 0
     spec = one.layout.worker_json("worker-0")
     spec.write_text(json.dumps(json.loads(spec.read_text()) | {"gpu_patience": 2}))
@@ -219,7 +219,7 @@ def test_a_stranger_holds_a_start_up_for_a_while_only(stack: StackFactory, box: 
 
 def test_a_driver_that_does_not_tell_holds_nobody_up(stack: StackFactory, box: StandIn) -> None:
     box.show(*gpus(1))
-    one = stack(device="cuda", env=box.environment)
+    one = stack(device="cuda", env={**box.environment, "VLLM_STACK_ALLOW_BUSY": "1"})
     assert one.render() == 0
     box.show(*gpus(1), errors={"*": "lost"})
     one.start()

@@ -55,15 +55,47 @@ class Device:
 
 @dataclass(frozen=True)
 class Gpu(Device):
-    """A GPU; `nvlinks` names, once for each link, the place of the GPU it goes to."""
+    """A GPU; `nvlinks` names, once for each link, the place of the GPU it goes to.
+
+    The numbers are those of nvml.h: `compute_mode`, `pcie` (the place of another GPU -> its
+    nvmlGpuTopologyLevel_t), `clocks` (why they are slow) and `recovery` (None: not supported).
+    `cores` are the first and the last of those next to it, `ecc` errors not corrected, `remapping`
+    "pending" or "failed", `remapped` rows.
+    """
 
     nvlinks: tuple[int, ...] = ()
     migs: tuple[Device, ...] = ()
+    mig_mode: bool = False
+    capability: tuple[int, int] = (9, 0)
+    compute_mode: int = 0
+    numa: int | None = 0
+    cores: tuple[int, int] | None = None
+    pcie: Mapping[int, int] = field(default_factory=dict)
+    ecc: int = 0
+    remapped: int = 0
+    remapping: str | None = None
+    retiring: bool = False
+    clocks: int = 0
+    temperature: int = 0
+    recovery: int | None = None
 
     def lines(self) -> list[str]:
         return [
             f"gpu {self.uuid}",
             *super().lines(),
+            "capability {} {}".format(*self.capability),
+            f"compute-mode {self.compute_mode}",
+            *_known("numa {}", self.numa),
+            *([] if self.cores is None else ["cores {}-{}".format(*self.cores)]),
+            *(f"pcie {index} {level}" for index, level in self.pcie.items()),
+            f"ecc {self.ecc}",
+            f"remapped {self.remapped}",
+            *_known("remapping {}", self.remapping),
+            f"retiring {self.retiring:d}",
+            f"clocks {self.clocks:x}",
+            f"temperature {self.temperature}",
+            *_known("recovery {}", self.recovery),
+            f"mig-mode {self.mig_mode:d}",
             *(f"nvlink {index}" for index in self.nvlinks),
             *(line for mig in self.migs for line in (f"mig {mig.uuid}", *mig.lines())),
         ]
@@ -90,12 +122,13 @@ class StandIn:
             "NVML_STAND_IN": str(self._state),
         }
 
-    def show(self, *gpus: Gpu, errors: Errors | None = None) -> None:
+    def show(self, *gpus: Gpu, errors: Errors | None = None, cuda: int = 12080) -> None:
         """Have the box be this from now on; `errors` are those of the driver, whatever the GPU.
 
-        `nvmlInit` stands for all its spellings.
+        `nvmlInit` stands for all its spellings; `cuda` is 12080 for 12.8.
         """
-        lines = [*_error_lines(errors or {}), *(line for gpu in gpus for line in gpu.lines())]
+        whole = [f"cuda {cuda}", *_error_lines(errors or {})]
+        lines = [*whole, *(line for gpu in gpus for line in gpu.lines())]
         fresh = self._state.with_suffix(".new")
         fresh.write_text("".join(f"{line}\n" for line in lines))
         fresh.replace(self._state)
@@ -116,6 +149,10 @@ def build(directory: Path) -> Path:
 
 def _size(size: int | None) -> str:
     return "N/A" if size is None else str(size)
+
+
+def _known(line: str, fact: object) -> list[str]:
+    return [] if fact is None else [line.format(fact)]
 
 
 def _error_lines(errors: Errors) -> list[str]:

@@ -5,6 +5,7 @@
  * comes after a `gpu` or a `mig` is of that device:
  *
  *     driver 570.124.06
+ *     cuda 12080                    as NVML has it, for 12.8
  *     error FUNCTION ERROR          every call of FUNCTION (* for all) fails so; see ERRORS
  *     gpu UUID
  *     name NVIDIA H100 80GB HBM3    to the end of the line
@@ -12,6 +13,19 @@
  *     reserved BYTES                kept by the driver
  *     used BYTES                    by programs
  *     pci BUS                       hexadecimal; its place by default
+ *     capability MAJOR MINOR        9 0 by default
+ *     compute-mode NUMBER           nvmlComputeMode_t
+ *     numa NODE                     not supported by default
+ *     cores FIRST-LAST              CPU cores next to it, may come again; not supported by default
+ *     pcie INDEX LEVEL              nvmlGpuTopologyLevel_t to that GPU; by default by their NUMA nodes
+ *     ecc COUNT                     uncorrected errors since the driver was loaded
+ *     remapped COUNT                rows, for uncorrectable errors
+ *     remapping pending|failed
+ *     retiring 1                    pages wait to be retired
+ *     clocks MASK                   hexadecimal, nvmlClocksEventReasons
+ *     temperature DEGREES
+ *     recovery NUMBER               nvmlDeviceGpuRecoveryAction_t; not supported by default
+ *     mig-mode 1                    also where there is no MIG device
  *     process PID BYTES|N/A         that computes
  *     graphics PID BYTES|N/A        that draws
  *     nvlink INDEX                  one link to that GPU
@@ -29,7 +43,8 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MAX_GPUS = 16, MAX_MIGS = 8, MAX_PROCESSES = 32, MAX_LINKS = 18, MAX_ERRORS = 16 };
+enum { MAX_GPUS = 16, MAX_MIGS = 8, MAX_PROCESSES = 32, MAX_LINKS = 18, MAX_ERRORS = 32,
+       MASK_WORDS = 4 };
 
 enum { SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
        INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, VERSION_MISMATCH = 25,
@@ -66,14 +81,19 @@ struct processes { unsigned count; struct process list[MAX_PROCESSES]; };
 struct device {
     char uuid[96], name[96];
     bytes total, reserved, used;
-    unsigned bus;
+    unsigned bus, capability[2], compute_mode;
+    int numa, recovery; /* -1: not supported */
+    bytes cores[MASK_WORDS], clocks, ecc;
+    unsigned remapped, remapping_pending, remapping_failed, retiring, temperature, mig_mode;
     struct processes computing, drawing;
     unsigned link_count, links[MAX_LINKS];
+    int pcie[MAX_GPUS]; /* -1: by their NUMA nodes */
     struct failures failures;
 };
 struct gpu { struct device self; unsigned mig_count; struct device migs[MAX_MIGS]; };
 struct box {
     char driver[80];
+    int cuda;
     struct failures failures;
     unsigned gpu_count;
     struct gpu gpus[MAX_GPUS];
@@ -135,6 +155,9 @@ static struct device *add_gpu(const char *line)
         wrong("too many gpus", line);
     struct device *gpu = &box.gpus[box.gpu_count++].self;
     gpu->bus = box.gpu_count;
+    gpu->capability[0] = 9;
+    gpu->numa = gpu->recovery = -1;
+    memset(gpu->pcie, -1, sizeof gpu->pcie);
     return gpu;
 }
 
@@ -146,11 +169,30 @@ static struct device *add_mig(const char *line)
     return &parent->migs[parent->mig_count++];
 }
 
+static void add_cores(struct device *to, const char *range, const char *line)
+{
+    unsigned first, last;
+    if (sscanf(range, "%u-%u", &first, &last) != 2 || last < first || last >= MASK_WORDS * 64)
+        wrong("no such cores", line);
+    for (unsigned core = first; core <= last; core++)
+        to->cores[core / 64] |= 1ULL << core % 64;
+}
+
+static void set_level(struct device *to, const char *index, const char *level, const char *line)
+{
+    bytes other = number(index, 10, line);
+    if (other >= MAX_GPUS)
+        wrong("no such gpu", line);
+    to->pcie[other] = number(level, 10, line);
+}
+
 /* `word` is the first of the line, `a` and `b` the next two, `rest` all after the first. */
 static void read_fact(const char *word, const char *a, const char *b, const char *rest, const char *line)
 {
     if (!strcmp(word, "driver"))
         copy(box.driver, sizeof box.driver, a);
+    else if (!strcmp(word, "cuda"))
+        box.cuda = number(a, 10, line);
     else if (!strcmp(word, "error"))
         add_failure(current ? &current->failures : &box.failures, a, b, line);
     else if (!strcmp(word, "gpu") || !strcmp(word, "mig")) {
@@ -168,6 +210,35 @@ static void read_fact(const char *word, const char *a, const char *b, const char
         current->used = number(a, 10, line);
     else if (!strcmp(word, "pci"))
         current->bus = number(a, 16, line);
+    else if (!strcmp(word, "capability")) {
+        current->capability[0] = number(a, 10, line);
+        current->capability[1] = number(b, 10, line);
+    } else if (!strcmp(word, "compute-mode"))
+        current->compute_mode = number(a, 10, line);
+    else if (!strcmp(word, "numa"))
+        current->numa = number(a, 10, line);
+    else if (!strcmp(word, "cores"))
+        add_cores(current, a, line);
+    else if (!strcmp(word, "pcie"))
+        set_level(current, a, b, line);
+    else if (!strcmp(word, "ecc"))
+        current->ecc = number(a, 10, line);
+    else if (!strcmp(word, "remapped"))
+        current->remapped = number(a, 10, line);
+    else if (!strcmp(word, "remapping") && !strcmp(a, "pending"))
+        current->remapping_pending = 1;
+    else if (!strcmp(word, "remapping") && !strcmp(a, "failed"))
+        current->remapping_failed = 1;
+    else if (!strcmp(word, "retiring"))
+        current->retiring = number(a, 10, line);
+    else if (!strcmp(word, "clocks"))
+        current->clocks = number(a, 16, line);
+    else if (!strcmp(word, "temperature"))
+        current->temperature = number(a, 10, line);
+    else if (!strcmp(word, "recovery"))
+        current->recovery = number(a, 10, line);
+    else if (!strcmp(word, "mig-mode"))
+        current->mig_mode = number(a, 10, line);
     else if (!strcmp(word, "process"))
         add_process(&current->computing, a, b, line);
     else if (!strcmp(word, "graphics"))
@@ -302,6 +373,13 @@ int nvmlSystemGetDriverVersion(char *version, unsigned size)
     return put(version, size, *box.driver ? box.driver : "570.124.06");
 }
 
+int nvmlSystemGetCudaDriverVersion_v2(int *version)
+{
+    BEGIN();
+    *version = box.cuda ? box.cuda : 12080;
+    return SUCCESS;
+}
+
 int nvmlDeviceGetCount_v2(unsigned *count)
 {
     BEGIN();
@@ -352,6 +430,21 @@ int nvmlDeviceGetName(handle h, char *name, unsigned size)
     return put(name, size, device->name);
 }
 
+int nvmlDeviceGetCudaComputeCapability(handle h, int *major, int *minor)
+{
+    BEGIN_DEVICE(h);
+    *major = device->capability[0];
+    *minor = device->capability[1];
+    return SUCCESS;
+}
+
+int nvmlDeviceGetComputeMode(handle h, unsigned *mode)
+{
+    BEGIN_DEVICE(h);
+    *mode = device->compute_mode;
+    return SUCCESS;
+}
+
 struct memory_v1 { bytes total, free, used; };
 struct memory_v2 { unsigned version; bytes total, reserved, free, used; };
 
@@ -400,6 +493,81 @@ int nvmlDeviceGetGraphicsRunningProcesses_v3(handle h, unsigned *count, struct p
     return put_processes(&device->drawing, count, list);
 }
 
+/* ---------------------------------------------------------------- health */
+
+/* type: 1 is uncorrected; counter: 0 is volatile. */
+int nvmlDeviceGetTotalEccErrors(handle h, unsigned type, unsigned counter, bytes *count)
+{
+    BEGIN_DEVICE(h);
+    *count = type == 1 && counter == 0 ? device->ecc : 0;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetRemappedRows(handle h, unsigned *corrected, unsigned *uncorrected, unsigned *pending,
+                              unsigned *failed)
+{
+    BEGIN_DEVICE(h);
+    *corrected = 0;
+    *uncorrected = device->remapped;
+    *pending = device->remapping_pending;
+    *failed = device->remapping_failed;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetRetiredPagesPendingStatus(handle h, unsigned *pending)
+{
+    BEGIN_DEVICE(h);
+    *pending = device->retiring;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetCurrentClocksEventReasons(handle h, bytes *reasons)
+{
+    BEGIN_DEVICE(h);
+    *reasons = device->clocks;
+    return SUCCESS;
+}
+
+/* The older name of the same. */
+int nvmlDeviceGetCurrentClocksThrottleReasons(handle h, bytes *reasons)
+{
+    BEGIN_DEVICE(h);
+    *reasons = device->clocks;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetTemperature(handle h, unsigned sensor, unsigned *degrees)
+{
+    BEGIN_DEVICE(h);
+    if (sensor || !device->temperature)
+        return NOT_SUPPORTED;
+    *degrees = device->temperature;
+    return SUCCESS;
+}
+
+enum { RECOVERY_ACTION = 230, UNSIGNED_INT = 1 };
+struct field_value {
+    unsigned id, scope;
+    long long timestamp, latency;
+    unsigned type;
+    int code;
+    union { unsigned number; bytes widest; } value;
+};
+
+int nvmlDeviceGetFieldValues(handle h, int count, struct field_value *values)
+{
+    BEGIN_DEVICE(h);
+    for (int i = 0; i < count; i++) {
+        int known = values[i].id == RECOVERY_ACTION && device->recovery >= 0;
+        values[i].code = known ? SUCCESS : NOT_SUPPORTED;
+        values[i].type = UNSIGNED_INT;
+        values[i].value.widest = 0;
+        if (known)
+            values[i].value.number = device->recovery;
+    }
+    return SUCCESS;
+}
+
 /* ---------------------------------------------------------------- how GPUs are connected */
 
 struct pci {
@@ -420,6 +588,35 @@ int nvmlDeviceGetPciInfo_v3(handle h, struct pci *pci)
 {
     BEGIN_DEVICE(h);
     put_pci(device, pci);
+    return SUCCESS;
+}
+
+int nvmlDeviceGetNumaNodeId(handle h, int *node)
+{
+    BEGIN_DEVICE(h);
+    *node = device->numa;
+    return device->numa < 0 ? NOT_SUPPORTED : SUCCESS;
+}
+
+int nvmlDeviceGetCpuAffinity(handle h, unsigned size, bytes *masks)
+{
+    BEGIN_DEVICE(h);
+    bytes any = 0;
+    for (unsigned i = 0; i < MASK_WORDS; i++)
+        any |= device->cores[i];
+    for (unsigned i = 0; i < size; i++)
+        masks[i] = i < MASK_WORDS ? device->cores[i] : 0;
+    return any ? SUCCESS : NOT_SUPPORTED;
+}
+
+int nvmlDeviceGetTopologyCommonAncestor(handle h, handle other, unsigned *level)
+{
+    BEGIN_DEVICE(h);
+    if (gpu_of(other) >= box.gpu_count)
+        return GPU_IS_LOST;
+    int given = device->pcie[gpu_of(other)];
+    int same_node = device->numa == box.gpus[gpu_of(other)].self.numa;
+    *level = given >= 0 ? given : same_node ? 40 : 50; /* NODE, SYSTEM */
     return SUCCESS;
 }
 
@@ -459,7 +656,7 @@ int nvmlDeviceGetP2PStatus(handle h, handle other, unsigned what, unsigned *stat
 int nvmlDeviceGetMigMode(handle h, unsigned *now, unsigned *pending)
 {
     BEGIN_DEVICE(h);
-    *now = *pending = box.gpus[gpu_of(h)].mig_count > 0;
+    *now = *pending = device->mig_mode || box.gpus[gpu_of(h)].mig_count > 0;
     return SUCCESS;
 }
 

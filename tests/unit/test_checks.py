@@ -1,0 +1,220 @@
+"""Each check by itself: what it refuses, what it warns of, and that it says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.boxes import GIB, gpu_box, inventory, machine, options
+from vllm_stack.checks.finding import Finding
+from vllm_stack.checks.run import CHECKS, SKIPPABLE, advice, check_names, refuse, run_checks
+from vllm_stack.commands.check import table
+from vllm_stack.errors import MachineError, ModelError, PortError, UsageError, VllmCommandError
+from vllm_stack.gpus.box import GpuBox
+from vllm_stack.layout import Layout
+from vllm_stack.model import Model
+from vllm_stack.model_config import ModelConfig
+from vllm_stack.vllm_command import VllmCommand
+from vllm_stack.vllm_options.known import RENDERED
+
+
+def found(name: str, given: Any = None, **facts: Any) -> Finding:
+    findings = run_checks(given or options(), inventory(**facts))
+    assert name in findings, sorted(findings)
+    return findings[name]
+
+
+def verdicts(given: Any = None, **facts: Any) -> dict[str, str]:
+    return {name: found.verdict for name, found in run_checks(given or options(), inventory(**facts)).items()}
+
+
+def test_a_sound_box_is_well_in_every_row() -> None:
+    assert set(verdicts().values()) == {"ok"}
+
+
+def test_a_box_without_workers_needs_no_gpu_and_no_vllm() -> None:
+    rows = verdicts(options(workers=0), gpus=GpuBox((), "no driver"), vllm=VllmCommandError("none"))
+    assert not {"driver", "gpus", "vllm", "host-memory"} & set(rows)
+
+
+# The machine.
+
+
+@pytest.mark.parametrize(
+    ("limit", "verdict"),
+    [(None, "ok"), (1023, "refused"), (1024, "warning"), (4095, "warning"), (4096, "ok")],
+)
+def test_open_files_must_be_enough_for_supervisord_and_should_be_for_clients(
+    limit: int | None, verdict: str
+) -> None:
+    finding = found("open-files", machine=machine(open_files=limit))
+    assert finding.verdict == verdict
+    assert verdict == "ok" or "ulimit -Hn" in finding.advice
+
+
+def test_a_port_in_the_range_of_the_kernel_is_warned_of_with_its_option() -> None:
+    finding = found("ports", options(base_port=40000), machine=machine(ephemeral_ports=(32768, 60999)))
+    assert finding.verdict == "warning"
+    assert "Port 40000 of worker-0" in finding.advice
+    assert "--base-port" in finding.advice
+    assert found("ports", machine=machine(ephemeral_ports=(32768, 60999))).verdict == "ok"
+
+
+def test_a_taken_port_is_refused_and_so_is_one_given_twice() -> None:
+    taken = found("ports", ports=PortError("Port 8000 is in use"))
+    assert (taken.verdict, taken.advice) == ("refused", "Port 8000 is in use")
+    assert found("ports", options(port=5001)).verdict == "refused"
+
+
+def test_a_small_dev_shm_is_warned_of_where_ranks_talk_through_it() -> None:
+    docker = machine(shared_memory_free=64 * 2**20)
+    finding = found("shared-memory", options(tensor_parallel_size=2), machine=docker)
+    assert finding.verdict == "warning"
+    assert "--shm-size" in finding.advice
+    assert "shared-memory" not in verdicts(machine=docker)
+    assert (
+        verdicts(options(tensor_parallel_size=2), machine=machine(shared_memory_free=GIB))["shared-memory"]
+        == "ok"
+    )
+
+
+def test_memory_for_the_loads_is_weighed_and_on_a_cpu_the_weights_with_it() -> None:
+    assert found("host-memory", machine=machine(memory_available=60 * GIB)).verdict == "ok"
+    assert found("host-memory", machine=machine(memory_available=5 * GIB)).verdict == "warning"
+    heavy = Model("org/model", "cache", ModelConfig(), 40 * GIB)
+    on_cpu = options(device="cpu")
+    refused = found("host-memory", on_cpu, model=heavy, machine=machine(memory_available=60 * GIB))
+    assert refused.verdict == "refused"
+    assert "2 workers on the CPU load 80.0 GiB" in refused.advice
+    assert found("host-memory", model=heavy, machine=machine(memory_available=60 * GIB)).verdict == "ok"
+
+
+@pytest.mark.parametrize(
+    ("free", "verdict"), [(10 * 2**20, "refused"), (100 * 2**20, "warning"), (GIB, "ok")]
+)
+def test_the_disk_must_hold_the_files_and_should_hold_the_logs(free: int, verdict: str) -> None:
+    assert found("disk", machine=machine(disk_free=free)).verdict == verdict
+
+
+def test_a_model_that_the_disk_cannot_hold_is_refused_before_its_download() -> None:
+    model = Model("org/model", "hub", ModelConfig(), 15 * GIB, "c0ffee", 16 * GIB)
+    finding = found("disk", model=model, model_disk_free=9 * GIB, machine=machine(disk_free=90 * GIB))
+    assert isinstance(finding.error, MachineError)
+    assert "16.0 GiB" in finding.advice
+    assert "HF_HOME" in finding.advice
+
+
+def test_sockets_that_do_not_fit_below_out_are_said_to_be_elsewhere() -> None:
+    deep = options(out=Path("/srv" + "/deep1" * 20))
+    assert str(Layout.at(deep.out).socket.parent) in found("paths", deep).value
+    assert "too long" in found("paths", deep).value
+
+
+# vLLM.
+
+
+@pytest.mark.parametrize(
+    ("version", "device", "verdict", "says"),
+    [
+        ("0.32.0", "auto", "ok", ""),
+        ("0.32.0+cpu", "cpu", "ok", ""),
+        ("0.32.0+cpu", "auto", "refused", "--device cpu"),
+        ("0.32.0", "cpu", "refused", "docs/vllm-cpu"),
+        (None, "auto", "warning", "could not be read"),
+    ],
+)
+def test_the_build_of_vllm_must_be_for_what_it_runs_on(
+    version: str | None, device: str, verdict: str, says: str
+) -> None:
+    finding = found("vllm", options(device=device), vllm=VllmCommand(("/opt/vllm",), version))
+    assert finding.verdict == verdict
+    assert says in finding.advice
+
+
+def test_an_option_that_vllm_does_not_have_is_refused_with_the_nearest() -> None:
+    given = options(vllm_args=("--max-modle-len", "8192"))
+    finding = found("vllm-options", given, vllm_options=RENDERED)
+    assert isinstance(finding.error, UsageError)
+    assert "did you mean --max-model-len?" in finding.advice
+    assert (
+        found("vllm-options", options(vllm_args=("--max_model_len=1",)), vllm_options=RENDERED).verdict
+        == "ok"
+    )
+    untold = found("vllm-options", given, vllm_options=None)
+    assert (untold.verdict, "not checked" in untold.value) == ("ok", True)
+
+
+def test_an_older_driver_than_torchs_cuda_is_warned_of() -> None:
+    old = GpuBox(gpu_box(2).gpus, None, "550.54", (12, 4))
+    vllm = VllmCommand(("/opt/vllm",), "0.32.0", (13, 0))
+    finding = found("driver", gpus=old, vllm=vllm)
+    assert finding.verdict == "warning"
+    assert "CUDA 13.0" in finding.advice
+    newer = GpuBox(gpu_box(2).gpus, None, "580.1", (13, 0))
+    assert found("driver", gpus=newer, vllm=vllm).verdict == "ok"
+
+
+# The model.
+
+
+def test_heads_that_do_not_divide_are_refused_with_those_that_do() -> None:
+    nine = Model("org/model", "cache", ModelConfig(attention_heads=9))
+    finding = found("heads", options(tensor_parallel_size=2, workers=1), model=nine)
+    assert finding.verdict == "refused"
+    assert "1, 3, 9" in finding.advice
+
+
+def test_a_model_that_is_not_here_is_taken_on_trust_and_that_is_said() -> None:
+    unknown = Model("org/model", "unknown", hub_trouble="The hub does not answer")
+    finding = found("hub", model=unknown)
+    assert finding.verdict == "warning"
+    assert "The hub does not answer" in finding.advice
+    assert "vllm-stack fetch org/model" in finding.advice
+    broken_off = Model("org/model", "cache", ModelConfig(), commit="c0ffee" * 6, incomplete=True)
+    assert found("hub", options(revision="v2"), model=broken_off).advice.endswith(
+        "vllm-stack fetch org/model --revision v2 completes it"
+    )
+
+
+def test_without_a_model_nothing_is_said_of_what_follows_from_it() -> None:
+    rows = verdicts(model=ModelError("No model"))
+    assert rows["model"] == "refused"
+    assert not {name for name, check in CHECKS.items() if check.needs_model} & set(rows)
+
+
+# All together.
+
+
+def test_render_ends_with_the_first_refusal_and_shows_what_is_warned_of() -> None:
+    findings = run_checks(
+        options(),
+        inventory(model=ModelError("No model"), ports=PortError("taken"), machine=machine(open_files=2000)),
+    )
+    with pytest.raises(ModelError, match="No model"):
+        refuse(findings)
+    (only,) = advice(findings.values())
+    assert "2000 files" in only
+
+
+def test_a_skipped_check_is_not_looked_at_and_says_so() -> None:
+    rows = run_checks(options(skip_checks=("ports",)), inventory(ports=PortError("taken")))
+    assert rows["ports"].verdict == "skipped"
+    refuse(rows)
+
+
+def test_names_of_checks_are_taken_once_and_essential_ones_not_at_all() -> None:
+    assert check_names(["disk", "ports", "disk"]) == ("disk", "ports")
+    for name in ("model", "driver", "gpus", "nonsense"):
+        assert name not in SKIPPABLE
+        with pytest.raises(UsageError, match=f"--skip-check {name}"):
+            check_names([name])
+
+
+def test_the_table_has_a_row_for_each_check_and_what_to_do_below_it() -> None:
+    findings = run_checks(options(), inventory(ports=PortError("Port 8000 is in use: stop what holds it")))
+    lines = list(table(findings))
+    assert [line.split()[0] for line in lines[1:-1] if not line.startswith(" ")] == list(findings)
+    assert lines[[*findings].index("ports") + 2].strip() == "-> Port 8000 is in use: stop what holds it"
+    assert lines[-1] == f"{len(findings)} checks, 1 refused: render would write nothing."

@@ -1,0 +1,89 @@
+"""The driver, the GPUs, and which worker gets which."""
+
+from __future__ import annotations
+
+from vllm_stack.checks.finding import Finding, ok, refused, warning
+from vllm_stack.errors import InsufficientGpus, StackError
+from vllm_stack.gpus.assignment import Slice
+from vllm_stack.gpus.box import Gpu
+from vllm_stack.inventory import Inventory
+from vllm_stack.options import Options
+from vllm_stack.placement import places
+from vllm_stack.sizes import gib
+
+
+def driver(options: Options, inventory: Inventory) -> Finding | None:
+    """Without a driver there are no GPUs; one that is older than torch's CUDA does not run it."""
+    if options.on_cpu or not options.workers:
+        return None
+    box = inventory.gpus
+    if box.trouble:
+        if options.gpus is not None:
+            return warning(box.trouble, f"The GPUs of --gpus are taken on trust: {box.trouble}")
+        return refused(
+            box.trouble,
+            InsufficientGpus(
+                f"No GPU can be used: {box.trouble}; '--device cpu' runs vLLM's CPU build, "
+                "'--gpus 0,1' names GPUs without asking the driver"
+            ),
+        )
+    value = f"NVIDIA {box.driver or 'of unknown version'}" + (
+        f", CUDA {_version(box.cuda)}" if box.cuda else ""
+    )
+    needed = getattr(inventory.vllm, "cuda", None)
+    if box.cuda is not None and needed is not None and box.cuda[0] < needed[0]:
+        return warning(
+            value,
+            f"The torch of this vLLM is built for CUDA {_version(needed)}, and the driver serves "
+            f"{_version(box.cuda)}: update the driver, or install a vLLM for CUDA {box.cuda[0]}",
+        )
+    return ok(value)
+
+
+def gpus(options: Options, inventory: Inventory) -> Finding | None:
+    """Every worker gets GPUs that are there, whole and free."""
+    if options.on_cpu or not options.workers or (inventory.gpus.trouble and options.gpus is None):
+        return None
+    value = f"{_count(inventory.gpus.gpus)}, {options.gpus_needed} needed"
+    try:
+        slices = places(options, inventory)
+    except StackError as error:
+        return refused(value, error)
+    shown = "; ".join(f"worker-{index}: {','.join(one.tokens)}" for index, one in enumerate(slices))
+    return ok(f"{value} ({shown})")
+
+
+def gpu_health(options: Options, inventory: Inventory) -> Finding | None:
+    """A GPU that counts memory errors or is throttled serves, until it does not."""
+    if options.on_cpu or not inventory.gpus.gpus:
+        return None
+    ailing = [
+        f"GPU {gpu.index}: {what}"
+        for gpu in inventory.gpus.gpus
+        for what in (*((gpu.trouble,) if gpu.trouble else ()), *gpu.warnings)
+    ]
+    if not ailing:
+        return ok("nothing is reported")
+    return warning(f"{len(ailing)} reported", "; ".join(ailing))
+
+
+def slices_or_none(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
+    """Give the places of the workers, or nothing where another row says why there are none."""
+    try:
+        return places(options, inventory)
+    except StackError:
+        return ()
+
+
+def _count(gpus: tuple[Gpu, ...]) -> str:
+    """Say what GPUs there are, by their models."""
+    names = list(dict.fromkeys((gpu.name, gpu.memory_total) for gpu in gpus))
+    counted = (
+        f"{sum((gpu.name, gpu.memory_total) == name for gpu in gpus)} x {name[0]} ({gib(name[1])})"
+        for name in names
+    )
+    return ", ".join(counted) or "no GPU"
+
+
+def _version(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

@@ -1,0 +1,131 @@
+"""The model: whether it is there, and whether it goes into the GPUs of a worker."""
+
+from __future__ import annotations
+
+from vllm_stack.checks.finding import Finding, ok, refused, warning
+from vllm_stack.checks.gpu_checks import slices_or_none
+from vllm_stack.demand import demand_of
+from vllm_stack.errors import ModelError, StackError
+from vllm_stack.fit import estimate
+from vllm_stack.gpus.box import Gpu
+from vllm_stack.inventory import Inventory
+from vllm_stack.model_config import ModelConfig
+from vllm_stack.model_rules import (
+    dtype_refusal,
+    dtype_warning,
+    heads_refusal,
+    kv_replication,
+    quantization_refusal,
+)
+from vllm_stack.options import Options
+from vllm_stack.sizes import gib
+from vllm_stack.vllm_arguments import value_of
+
+
+def model(options: Options, inventory: Inventory) -> Finding:
+    """There is such a model, here or on the hub."""
+    try:
+        found = inventory.found_model()
+    except ModelError as error:
+        return refused(options.model, error)
+    return ok(", ".join((found.name, *_facts(found.config, found.weight_bytes))))
+
+
+def _facts(config: ModelConfig | None, weight_bytes: int | None) -> list[str]:
+    facts = []
+    if config is not None:
+        kept = config.quantization or config.dtype
+        facts += [fact for fact in (config.architecture, kept) if fact]
+        facts += [f"up to {config.max_length} tokens"] if config.max_length else []
+    return [*facts, f"{gib(weight_bytes)} of weights"] if weight_bytes else facts
+
+
+def hub(options: Options, inventory: Inventory) -> Finding | None:
+    """A model that is not here is downloaded by the first worker, if the hub hands it out."""
+    found = inventory.found_model()
+    if found.source in ("directory", "file"):
+        return None
+    fetch = f"vllm-stack fetch {found.name}" + (f" --revision {options.revision}" if options.revision else "")
+    at = f" at commit {found.commit[:12]}" if found.commit else ""
+    if found.source == "cache":
+        if found.incomplete:
+            return warning(
+                f"partly here{at}", f"A download of {found.name} was broken off: {fetch} completes it"
+            )
+        return ok(f"here{at}")
+    if found.source == "hub":
+        size = f", {gib(found.download_bytes)} to download" if found.download_bytes else ""
+        return ok(f"on the hub{at}{size}; `{fetch}` does it before the first start")
+    return warning(
+        "not on this machine",
+        f"{found.hub_trouble or 'The hub was not asked'}, so {found.name} is taken on trust: its heads, "
+        f"size and type are left to vLLM ({fetch} gets it)",
+    )
+
+
+def heads(options: Options, inventory: Inventory) -> Finding | None:
+    """The attention heads are shared evenly by the GPUs of a worker."""
+    config, size = inventory.found_model().config, options.tensor_parallel_size
+    if config is None or config.attention_heads is None or not options.workers:
+        return None
+    kv = f", {config.kv_heads} KV heads" if config.kv_heads else ""
+    value = f"{config.attention_heads} attention heads{kv}, {size} GPU{'s' if size > 1 else ''} a worker"
+    refusal = heads_refusal(config, size)
+    if refusal is not None:
+        return refused(value, ModelError(refusal))
+    note = kv_replication(config, size)
+    return ok(value) if note is None else warning(value, note)
+
+
+def gpu_memory(options: Options, inventory: Inventory) -> Finding | None:
+    """Weights, and the KV cache of one request of the full length, fit into the GPUs of a worker."""
+    config = inventory.found_model().config
+    memories = [one.memory for one in slices_or_none(options, inventory) if one.memory]
+    if config is None or not memories or options.on_cpu:
+        return None
+    try:
+        demand = demand_of(options, min(memories))
+    except StackError as error:
+        return refused(" ".join(options.vllm_args), error)
+    fit = estimate(config, demand)
+    if fit.verdict == "too-big":
+        return refused(
+            f"{gib(fit.least)} of {gib(fit.budget)} a GPU",
+            ModelError(f"{_name(inventory)}: {fit.sentence()}"),
+        )
+    value = f"about {gib(fit.total)} of {gib(fit.budget)} a GPU"
+    terms = " + ".join(f"{term.name} {gib(term.bytes)}" for term in fit.terms if term.bytes)
+    if fit.verdict == "tight":
+        return warning(value, f"{_name(inventory)}: {fit.sentence()}")
+    return ok(f"{value} ({terms})" + "".join(f"; {unknown}" for unknown in fit.unknowns))
+
+
+def dtype(options: Options, inventory: Inventory) -> Finding | None:
+    """The GPUs compute the type and the quantization of the model."""
+    config, gpus = inventory.found_model().config, _gpus(options, inventory)
+    if config is None or not gpus:
+        return None
+    weakest = min(gpus, key=lambda gpu: gpu.capability or (99, 0))
+    asked = value_of(options.vllm_args, "--dtype")
+    quantization = value_of(options.vllm_args, "--quantization", "-q")
+    kept = quantization or config.quantization or asked or config.dtype or "type unknown"
+    capability = ".".join(map(str, weakest.capability or ())) or "unknown"
+    value = f"{kept} on compute capability {capability}"
+    refusal = dtype_refusal(config, asked, weakest.capability, weakest.name) or quantization_refusal(
+        config, weakest.capability, weakest.name, quantization
+    )
+    if refusal is not None:
+        return refused(value, ModelError(refusal))
+    note = dtype_warning(config, asked, weakest.capability, weakest.name)
+    return ok(value) if note is None else warning(value, note)
+
+
+def _gpus(options: Options, inventory: Inventory) -> tuple[Gpu, ...]:
+    """Give the GPUs that the workers get, as far as they are known."""
+    if options.on_cpu:
+        return ()
+    return tuple(gpu for one in slices_or_none(options, inventory) for gpu in one.gpus)
+
+
+def _name(inventory: Inventory) -> str:
+    return inventory.found_model().name

@@ -1,0 +1,157 @@
+"""`vllm-stack plan`: the stack that would be rendered, as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from vllm_stack.commands.render import Rendered
+from vllm_stack.demand import demand_of
+from vllm_stack.fit import Fit, estimate, room_for
+from vllm_stack.gpus.box import GpuBox
+from vllm_stack.gpus.mask import find
+from vllm_stack.model import Model
+from vllm_stack.plan import Plan, WorkerPlan
+from vllm_stack.reasons import WHY
+from vllm_stack.sizes import gib
+
+_BAR = 40
+# A letter of the bar for each term of the estimate, in its order.
+_LETTERS = {"weights": "#", "KV cache": "=", "the rest": "-"}
+_WAYS = {"NVLINK": "NV", None: "?"}
+
+
+def explain(rendered: Rendered) -> Iterator[str]:
+    """Give the lines: the model, the GPUs and how they are joined, each worker, and every derived setting."""
+    examined, plan = rendered.examined, rendered.plan
+    findings = examined.findings
+    yield f"Model    {findings['model'].value}"
+    if "vllm" in findings:
+        yield f"vLLM     {findings['vllm'].value or plan.vllm_version or 'of unknown version'}"
+    yield f"Door     {plan.options.scheme}://{plan.door_address}/v1, {plan.options.policy} routing"
+    if examined.inventory.gpus.gpus:
+        yield ""
+        yield from _gpus(examined.inventory.gpus, plan.workers)
+    yield ""
+    yield from _workers(rendered)
+    yield ""
+    yield "Settings, and why"
+    yield from (f"  {line}" for line in _settings(plan))
+    if rendered.notes:
+        yield ""
+        yield from (f"Note: {note}." for note in rendered.notes)
+
+
+def _gpus(box: GpuBox, workers: Sequence[WorkerPlan]) -> Iterator[str]:
+    """List the GPUs with who gets them, and draw how they are joined where there is more than one."""
+    owners = _owners(box, workers)
+    yield f"GPUs     NVIDIA {box.driver or 'driver'}" + (
+        f", CUDA {'.'.join(map(str, box.cuda))}" if box.cuda else ""
+    )
+    for gpu in box.gpus:
+        node = "" if gpu.numa_node is None else f"  NUMA {gpu.numa_node}"
+        used = "" if gpu.trouble else f"  {gib(gpu.memory_free)} of {gib(gpu.memory_total)} free{node}"
+        owner = gpu.trouble or ", ".join(owners.get(gpu.index, ())) or "not used"
+        yield f"  {gpu.index:>3}  {gpu.name}{used}  {owner}"
+    if len(box.gpus) > 1 and box.links:
+        yield from (f"       {line}" for line in _matrix(box))
+
+
+def _owners(box: GpuBox, workers: Sequence[WorkerPlan]) -> Mapping[int, list[str]]:
+    owners: dict[int, list[str]] = {}
+    for worker in workers:
+        for token in worker.gpus:
+            named = find(token, box)
+            if named is not None:
+                owners.setdefault(named.gpu.index, []).append(worker.name)
+    return owners
+
+
+def _matrix(box: GpuBox) -> Iterator[str]:
+    """Draw the topology as `nvidia-smi topo -m` does: NV is NVLink, SYS the way between two sockets."""
+    indices = [gpu.index for gpu in box.gpus]
+    yield "".join(["    ", *(f"{index:>5}" for index in indices)])
+    for row in indices:
+        ways = [None if row == column else box.way(row, column) for column in indices]
+        cells = [
+            "." if row == column else _WAYS.get(way, str(way))
+            for column, way in zip(indices, ways, strict=True)
+        ]
+        yield "".join([f"{row:>4}", *(f"{cell:>5}" for cell in cells)])
+
+
+def _workers(rendered: Rendered) -> Iterator[str]:
+    plan = rendered.plan
+    fit = _fit(rendered)
+    yield f"Workers  {len(plan.workers)} of {plan.options.tensor_parallel_size} " + (
+        "CPU shares" if plan.options.on_cpu else "GPU" + "s" * (plan.options.tensor_parallel_size > 1)
+    )
+    for worker in plan.workers:
+        place = f"GPU {','.join(worker.gpus)}" if worker.gpus else ""
+        cores = f"cores {_ranges(worker.cores)}" if worker.cores else "all cores"
+        yield f"  {worker.name}  {worker.address}  {'  '.join(part for part in (place, cores) if part)}"
+        if fit is not None:
+            yield f"            [{_bar(fit)}] {gib(fit.total)} of {gib(fit.budget)} a GPU"
+    if fit is not None:
+        yield from (f"  {line}" for line in _legend(fit, rendered))
+    for index, address in enumerate(plan.options.upstreams):
+        yield f"  upstream-{index}  http://{address}"
+
+
+def _fit(rendered: Rendered) -> Fit | None:
+    model = rendered.examined.inventory.model
+    memories = [worker.memory for worker in rendered.plan.workers if worker.memory]
+    if not isinstance(model, Model) or model.config is None or not memories:
+        return None
+    return estimate(model.config, demand_of(rendered.plan.options, min(memories)))
+
+
+def _bar(fit: Fit) -> str:
+    """Draw the budget of one GPU, filled with the terms of the estimate."""
+    filled = "".join(
+        _LETTERS.get(term.name, "?") * round(term.bytes * _BAR / max(fit.budget, 1)) for term in fit.terms
+    )
+    return filled[:_BAR].ljust(_BAR, ".")
+
+
+def _legend(fit: Fit, rendered: Rendered) -> Iterator[str]:
+    for term in fit.terms:
+        if term.bytes:
+            yield f"{_LETTERS.get(term.name, '?')} {gib(term.bytes)} for {term.how}"
+    yield f"  The budget is {fit.budget_how}."
+    model = rendered.examined.inventory.found_model()
+    memories = [worker.memory for worker in rendered.plan.workers if worker.memory]
+    demand = demand_of(rendered.plan.options, min(memories))
+    tokens = room_for(model.config, demand) if model.config is not None else None
+    if tokens:
+        yield f"  What is left holds the KV cache of some {tokens:,} tokens a worker, all requests together."
+
+
+def _settings(plan: Plan) -> Iterator[str]:
+    """Give every setting that was derived, with the reason that the rendered files carry."""
+    timings, options = plan.timings, plan.options
+    values: dict[str, object] = {
+        "proxy_processes": plan.proxy_processes,
+        "start_stagger": options.start_stagger,
+        "restart_delay": options.restart_delay,
+        "start_timeout": options.start_timeout,
+        "wedge_timeout": options.wedge_timeout,
+        "gpu_patience": timings.gpu_patience,
+        "stop_grace": timings.stop_grace,
+        "worker_stop_wait": timings.worker_stop_wait,
+        "proxy_stop_wait": timings.proxy_stop_wait,
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": timings.worker_keep_alive,
+    }
+    width = max(map(len, values))
+    for name, value in values.items():
+        yield f"{name.ljust(width)}  {value!s:>6}  {WHY[name]}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Show 0,1,2,3,8 as 0-3,8."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)

@@ -1,0 +1,430 @@
+"""Models on the Hugging Face hub: what the local cache holds, and what the hub says of the rest.
+
+Looking into the cache costs a few file reads. Only what asks the hub imports huggingface_hub.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import re
+import threading
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeGuard, TypeVar
+
+from vllm_stack import __version__
+from vllm_stack.errors import HubError, HubUnreachable, MachineError
+
+_Answer = TypeVar("_Answer")
+
+CONFIG = "config.json"
+# huggingface_hub's rule (`constants.py`, ENV_VARS_TRUE_VALUES).
+_TRUE = frozenset({"1", "ON", "YES", "TRUE"})
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# What a reference holds, and what can be the name of a directory: commits, also shortened ones.
+_SNAPSHOT = re.compile(r"[0-9A-Za-z_-]{1,64}")
+
+_INDEX = "model.safetensors.index.json"
+_INDEXES = {
+    "consolidated*.safetensors": "consolidated.safetensors.index.json",
+    "*.safetensors": _INDEX,
+    "*.bin": "pytorch_model.bin.index.json",
+}
+# In vLLM's order: the first that matches anything decides.
+_WEIGHTS = ("consolidated*.safetensors", "*.safetensors", "*.bin", "*.pt")
+_SHARD = re.compile(r"(?P<head>.*)-\d+-of-(?P<count>\d+)(?P<tail>\.\w+)")
+# vllm/model_executor/model_loader/weight_utils.py, filter_files_not_needed_for_inference.
+_NOT_LOADED = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
+# The layers of an embedding model after its transformer (vllm/model_executor/models/adapters.py).
+_DENSE = re.compile(r"\d+_\w+/(model\.safetensors|pytorch_model\.bin)", re.ASCII)
+# vllm/transformers_utils/repo_utils.py, _WEIGHT_FILE_PATTERNS: everything else vLLM downloads.
+_NOT_READ = tuple(
+    f"*.{suffix}"
+    for suffix in (
+        *("safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx", "onnx_data"),
+        *("png", "jpg", "jpeg", "gif", "webp", "mp3", "mp4", "wav", "flac"),
+        *("parquet", "arrow", "ipynb", "zip", "tar*"),
+    )
+)
+# The libraries that huggingface_hub speaks HTTP with, by version: their errors have no common base.
+_HTTP_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"})
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """One file of a model: its size in bytes, and the name of its content in the cache, where known."""
+
+    path: str
+    size: int | None
+    blob: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """What the hub says of a model at one commit; sizes in bytes, None where the hub does not tell.
+
+    `config` is None if the model has no config.json. `weight_bytes` is what vLLM loads,
+    `download_bytes` what it downloads; both are None too if there are no weights that it knows.
+    """
+
+    name: str
+    commit: str
+    gated: bool
+    config: dict[str, Any] | None
+    weight_bytes: int | None
+    download_bytes: int | None
+    others: tuple[HubFile, ...] = ()
+    weights: tuple[HubFile, ...] = ()
+
+
+def cache_directory() -> Path:
+    """Give the directory of the hub's cache (huggingface_hub, `constants.py`, HF_HUB_CACHE)."""
+    general = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = _expanded(os.environ.get("HF_HOME", os.path.join(general, "huggingface")))
+    older = os.environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
+    return Path(_expanded(os.environ.get("HF_HUB_CACHE", older))).resolve()
+
+
+def repository_directory(name: str) -> Path:
+    """Give the directory of a model in the cache, whether there is one or not."""
+    return cache_directory() / f"models--{name.replace('/', '--')}"
+
+
+def cached_snapshot(name: str, revision: str | None) -> Path | None:
+    """Find the snapshot of a hub name in the local cache, if it has a config.
+
+    Its name is the commit. It may be one that a broken-off download left: see `is_whole`.
+    """
+    snapshot = find_snapshot(name, revision)
+    return snapshot if snapshot and (snapshot / CONFIG).is_file() else None
+
+
+def find_snapshot(name: str, revision: str | None) -> Path | None:
+    """Find the snapshot of a hub name in the local cache, whatever is in it."""
+    repository = repository_directory(name)
+    try:
+        commit = (repository / "refs" / (revision or "main")).read_text("utf-8").strip()
+    except (OSError, ValueError):
+        commit = revision or ""
+    if not _SNAPSHOT.fullmatch(commit):
+        return None
+    snapshot = repository / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def is_commit(revision: str | None) -> bool:
+    """Tell whether a revision is a commit, which never moves, and not a branch or a tag."""
+    return bool(revision and _COMMIT.fullmatch(revision))
+
+
+def is_whole(snapshot: Path) -> bool:
+    """Tell whether a snapshot holds all the weights that vLLM would load.
+
+    A link appears only when its file is whole, so the names tell it. The shards that an index names,
+    or that count themselves ("-00001-of-00003"), must all be there. Left over *.incomplete files say
+    nothing: huggingface_hub never comes back to those of a process that was killed.
+    """
+    try:
+        present = {entry.name for entry in os.scandir(snapshot) if entry.is_file()}
+    except OSError:
+        return False
+    pattern, files = _weight_set(present)
+    shards = _read_shards(snapshot / _INDEXES[pattern]) if _INDEXES.get(pattern) in present else frozenset()
+    if shards is None:
+        return False
+    if shards:
+        return all((snapshot / shard).is_file() for shard in shards)
+    return bool(files) and all(_counted_shards(file) <= present for file in files)
+
+
+def offline() -> str | None:
+    """Name the variable that forbids to ask the hub (huggingface_hub, `constants.py`, HF_HUB_OFFLINE)."""
+    name = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
+    return name if os.environ.get(name, "").upper() in _TRUE else None
+
+
+def uses_modelscope() -> bool:
+    """Tell whether vLLM takes its models from ModelScope (`vllm/envs.py`): the hub is not asked then."""
+    return os.environ.get("VLLM_USE_MODELSCOPE", "").strip().lower() in ("1", "true")
+
+
+def ask_hub(name: str, revision: str | None, timeout: float = 1.5, *, read_index: bool = False) -> HubModel:
+    """Ask the hub what a model is, within `timeout` seconds in all; nothing is written to the disk.
+
+    Without `read_index` it is taken from the names of the files which of several sets of safetensors
+    is loaded. Raises `HubUnreachable` if there is no answer of a hub in time, and `HubError` for every
+    other reason why there is no model: none of that name or revision, gated, a refused token, offline.
+    """
+    _check_may_ask(name)
+    _import_library()
+    return _within(timeout, lambda: _ask(name, revision, timeout, read_index), name)
+
+
+def choose_files(paths: Iterable[str], shards: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """Choose the files of a model that vLLM downloads: all but the weights, and the weights.
+
+    `shards` are what model.safetensors.index.json names. The rules are those of
+    `vllm/model_executor/model_loader/default_loader.py` (_prepare_weights, load format "auto") and
+    `weight_utils.py` (download_weights_from_hf), and for the rest `transformers_utils/repo_utils.py`
+    (get_non_weight_snapshot_path). A pattern matches in subdirectories too, as it does there.
+    """
+    names = sorted(set(paths))
+    others = [path for path in names if not any(fnmatchcase(path, pattern) for pattern in _NOT_READ)]
+    root = {path for path in names if "/" not in path}
+    pattern, in_root = _weight_set(root)
+    weights = [path for path in names if fnmatchcase(path, pattern)]
+    if pattern == "consolidated*.safetensors":
+        weights = sorted(in_root)
+    elif pattern == "*.safetensors" and _INDEX in root:
+        indexed = set(shards) or {path for path in in_root if _SHARD.fullmatch(path)} or in_root
+        weights = [path for path in names if path in indexed]
+    dense = [path for path in names if _DENSE.fullmatch(path) and path not in weights]
+    # One form of each layer; safetensors come first.
+    dense = [p for p in dense if p.endswith(".safetensors") or p.rpartition("/")[0] not in _folders(dense)]
+    return others, (weights + dense if weights else [])
+
+
+def explain(error: Exception, name: str, revision: str | None) -> Exception:
+    """Say in our words why huggingface_hub failed; what is a mistake of ours is given back as it is."""
+    from huggingface_hub import constants
+    from huggingface_hub import errors as theirs
+
+    if isinstance(error, theirs.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return explain(error.__cause__, name, revision)
+    endpoint = constants.ENDPOINT
+    if isinstance(error, theirs.HFValidationError):
+        return HubError(f"No model {name!r}: it is not a hub name (organisation/model)")
+    if isinstance(error, theirs.HfHubHTTPError):
+        return _explain_answer(error, name, revision, endpoint)
+    if _is_disk_trouble(error):
+        return MachineError(
+            f"{error.filename or cache_directory()} cannot be used ({_lower(error.strerror or '')}): "
+            "make room there, or point HF_HOME to a directory that can"
+        )
+    if isinstance(error, OSError | ValueError) or _is_of_http_library(error):
+        return _unreachable(endpoint, _reason(error))
+    return error
+
+
+def _expanded(text: str) -> str:
+    return os.path.expandvars(os.path.expanduser(text))
+
+
+def _weight_set(root: Collection[str]) -> tuple[str, set[str]]:
+    """Find the pattern that decides what vLLM loads, and what it loads of the top directory."""
+    for pattern in _WEIGHTS:
+        if any(fnmatchcase(name, pattern) for name in root):
+            return pattern, {n for n in root if fnmatchcase(n, pattern) and not n.endswith(_NOT_LOADED)}
+    return "", set()
+
+
+def _read_shards(index: Path) -> frozenset[str] | None:
+    """Read which files an index names; None if it cannot be read."""
+    try:
+        return _shards_of(json.loads(index.read_text("utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _shards_of(index: Any) -> frozenset[str]:
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict):
+        raise ValueError("no weight_map")
+    return frozenset(value for value in weight_map.values() if isinstance(value, str))
+
+
+def _counted_shards(file: str) -> set[str]:
+    """Name all the shards of the set that one of them belongs to."""
+    shard = _SHARD.fullmatch(file)
+    if not shard:
+        return {file}
+    head, count, tail = shard["head"], shard["count"], shard["tail"]
+    width = len(file) - len(f"{head}--of-{count}{tail}")
+    return {f"{head}-{number:0{width}}-of-{count}{tail}" for number in range(1, min(int(count), 10_000) + 1)}
+
+
+def _folders(paths: Iterable[str]) -> set[str]:
+    return {path.rpartition("/")[0] for path in paths if path.endswith(".safetensors")}
+
+
+def _check_may_ask(name: str) -> None:
+    if uses_modelscope():
+        raise HubError(
+            f"VLLM_USE_MODELSCOPE is set, so the hub is not asked for {name}: unset it to use the hub"
+        )
+    if variable := offline():
+        raise HubError(
+            f"{name} is not whole in {cache_directory()}, and {variable} forbids to ask the hub: "
+            "unset it, or give a directory as MODEL"
+        )
+
+
+def _import_library() -> None:
+    """Import huggingface_hub before the clock starts, and keep it from asking more than it is told to."""
+    from huggingface_hub import constants
+
+    # With it on, the first request of a day is one for a list of agents, with a patience of its own.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+
+
+def _within(seconds: float, ask: Callable[[], _Answer], name: str) -> _Answer:
+    """Give the answer of `ask`, or raise what it raised; after `seconds` it is left to itself.
+
+    The library's own timeouts hold for each wait of each request: a hub that trickles outlasts them.
+    """
+    answers: queue.SimpleQueue[tuple[_Answer | None, Exception | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((ask(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=run, name=f"ask for {name}", daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        from huggingface_hub import constants
+
+        raise _unreachable(constants.ENDPOINT, f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return answer  # type: ignore[return-value]
+
+
+def _ask(name: str, revision: str | None, timeout: float, read_index: bool) -> HubModel:
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi(library_name="vllm-stack", library_version=__version__).model_info(
+            name, revision=revision, files_metadata=True, timeout=timeout
+        )
+        files = {file.path: file for file in map(_hub_file, info.siblings or ())}
+        commit = info.sha
+        if not commit:
+            raise ValueError("it tells no commit")
+        # Of a gated model everybody may know the names of the files; only reading one tells.
+        probe = next((path for path in (CONFIG, "params.json") if path in files), None)
+        config = _read_json(name, commit, probe, timeout) if probe else None
+        shards: frozenset[str] = frozenset()
+        if read_index and _INDEX in files and _weight_set(files)[0] == "*.safetensors":
+            shards = _shards_of(_read_json(name, commit, _INDEX, timeout))
+    except Exception as error:
+        raise explain(error, name, revision) from None
+    others, weights = ([files[path] for path in chosen] for chosen in choose_files(files, shards))
+    loaded = [file for file in weights if file.path in shards or _is_loaded(file.path)]
+    return HubModel(
+        name=name,
+        commit=commit,
+        gated=bool(info.gated),
+        config=config if probe == CONFIG else None,
+        weight_bytes=_sum(loaded) if weights else None,
+        download_bytes=_sum([*others, *weights]) if weights else None,
+        others=tuple(others),
+        weights=tuple(weights),
+    )
+
+
+def _hub_file(sibling: Any) -> HubFile:
+    """Read one file; its content is named by the SHA-256 of large files, by git's hash of small ones."""
+    return HubFile(sibling.rfilename, sibling.size, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id)
+
+
+def _is_loaded(path: str) -> bool:
+    return "/" not in path and not path.endswith(_NOT_LOADED)
+
+
+def _sum(files: Iterable[HubFile]) -> int | None:
+    sizes = [file.size for file in files]
+    return None if None in sizes else sum(size for size in sizes if size is not None)
+
+
+def _read_json(name: str, commit: str, path: str, timeout: float) -> dict[str, Any]:
+    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    headers = build_hf_headers(library_name="vllm-stack", library_version=__version__)
+    response = get_session().get(hf_hub_url(name, path, revision=commit), headers=headers, timeout=timeout)
+    hf_raise_for_status(response)
+    value = response.json()
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return value
+
+
+def _explain_answer(error: Any, name: str, revision: str | None, endpoint: str) -> HubError:
+    """Say what an answer of the hub means; `error` is a HfHubHTTPError.
+
+    401 without a token is what the hub says of private and of missing models alike; with one it means
+    that the token itself is refused.
+    """
+    from huggingface_hub import errors as theirs
+
+    status = error.response.status_code
+    with_token = "authorization" in error.response.request.headers
+    said = " ".join(str(error.server_message or "").split())[:200]
+    # GatedRepoError is a RepositoryNotFoundError.
+    if isinstance(error, theirs.GatedRepoError):
+        return HubError(
+            f"{name} is gated: accept its terms at {endpoint}/{name}, and set HF_TOKEN to a token of the "
+            "account that did"
+        )
+    if status == 401 and with_token:
+        source = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the token file of `hf auth login`"
+        return HubError(
+            f"The hub at {endpoint} refuses the token of {source}{f' ({said})' if said else ''}: "
+            "set HF_TOKEN to a valid one, or remove it"
+        )
+    if isinstance(error, theirs.RepositoryNotFoundError) or status == 401:
+        may_read = "the token in use may not read it" if with_token else "no token was sent"
+        return HubError(
+            f"The hub at {endpoint} has no model {name!r}, or it is private and {may_read}: "
+            "check the name, or set HF_TOKEN to a token that may read it"
+        )
+    if isinstance(error, theirs.RevisionNotFoundError):
+        return HubError(f"{name} has no revision {revision!r}: its branches are listed at {endpoint}/{name}")
+    if status == 429:
+        return HubUnreachable(
+            f"The hub at {endpoint} takes no more requests from here for now: "
+            f"{'try again in a few minutes' if with_token else 'set HF_TOKEN, which raises the limit'}"
+        )
+    if status in (403, 451) or isinstance(error, theirs.DisabledRepoError):
+        return HubError(
+            f"The hub at {endpoint} denies access to {name}{f' ({said})' if said else ''}: "
+            "use a token with the right to read it (HF_TOKEN), or another model"
+        )
+    return _unreachable(endpoint, f"it answers {status}")
+
+
+def _unreachable(endpoint: str, reason: str) -> HubUnreachable:
+    return HubUnreachable(
+        f"The hub at {endpoint} cannot be used ({reason}): check the network and HF_ENDPOINT, "
+        "or set HF_HUB_OFFLINE=1 to go by the cache alone"
+    )
+
+
+def _is_disk_trouble(error: Exception) -> TypeGuard[OSError]:
+    """Tell a file that cannot be written from a connection that broke."""
+    if not isinstance(error, OSError) or isinstance(error, ConnectionError | TimeoutError):
+        return False
+    return error.errno is not None and type(error).__module__ == "builtins"
+
+
+def _is_of_http_library(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in _HTTP_LIBRARIES
+
+
+def _reason(error: Exception) -> str:
+    """Give the reason of a failed request in a few words."""
+    if isinstance(error, json.JSONDecodeError):
+        return "it does not answer as a hub"
+    text = re.sub(r"\[Errno -?\d+\] ", "", " ".join(str(error).split()))
+    return _lower(text[:160] or type(error).__name__)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text

@@ -1,0 +1,61 @@
+"""Where on the machine each worker goes: its GPUs, and the CPU cores beside them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vllm_stack.cpu_share import split_cores
+from vllm_stack.gpus.assignment import Slice, assign
+from vllm_stack.gpus.mask import MASK, visible_tokens
+from vllm_stack.inventory import Inventory
+from vllm_stack.layout import Layout
+from vllm_stack.options import Options
+from vllm_stack.vllm_arguments import needed_share
+
+
+def places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
+    """Give each worker its place; on a box without GPUs that is a share of the cores.
+
+    Raises `InsufficientGpus`, `GpuBusy` or `UsageError`, naming what is missing or in the way.
+    """
+    cores = inventory.machine.cores
+    if options.on_cpu:
+        return tuple(Slice((), (), share, None) for share in split_cores(cores, options.workers))
+    if not options.workers:
+        return ()
+    slices = assign(
+        options.gpus or visible_tokens(inventory.gpu_mask, inventory.gpus),
+        inventory.gpus,
+        options.workers,
+        options.tensor_parallel_size,
+        in_order=options.gpus is not None,
+        allow_busy=options.allow_busy,
+        share=needed_share(options.vllm_args),
+        own_title=Layout.at(options.out).process_title(""),
+        why=_why_so_few(options, inventory),
+    )
+    return tuple(replace(one, cores=_worth_pinning(one.cores, cores)) for one in slices)
+
+
+def _worth_pinning(near: tuple[int, ...], cores: tuple[int, ...]) -> tuple[int, ...]:
+    """Give those of the cores beside the GPUs that we may use; none if that is all or nothing.
+
+    The wrapper pins its server to them, and the memory that the server touches first then comes from
+    the same NUMA node. vLLM's own --numa-bind needs the program numactl, binds the memory strictly
+    (vllm/utils/numa_utils.py), so that a full node kills, and leaves the API server where it is.
+    """
+    usable = tuple(core for core in cores if core in near)
+    return usable if len(usable) < len(cores) else ()
+
+
+def _why_so_few(options: Options, inventory: Inventory) -> str:
+    if options.gpus is not None:
+        return f"--gpus {','.join(options.gpus)}"
+    if inventory.gpus.trouble:
+        return (
+            f"{inventory.gpus.trouble}; '--device cpu' runs vLLM's CPU build, "
+            "'--gpus 0,1' names GPUs without asking the driver"
+        )
+    if inventory.gpu_mask is not None:
+        return f"{MASK}={inventory.gpu_mask!r} is respected; the box has {len(inventory.gpus.gpus)}"
+    return ""

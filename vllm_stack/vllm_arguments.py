@@ -1,0 +1,86 @@
+"""What a vLLM command line says of one option, read as vLLM's own parser reads it.
+
+The parser is `FlexibleArgumentParser` in vllm/utils/argparse_utils.py: argparse, which takes any
+beginning of a name that fits one option alone, with underscores for dashes and a YAML file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+# vllm/config/cache.py, vLLM 0.32.
+DEFAULT_SHARE = 0.92
+# A key of a flat YAML file with a plain or a quoted value.
+_SETTING = re.compile(
+    r"""^(["']?)([A-Za-z][\w-]*)\1[ \t]*:[ \t]+"""
+    r"""(?:"([^"\n]*)"|'([^'\n]*)'|([^\s"'#][^\n]*?))[ \t]*(?:[ \t]#[^\n]*)?$""",
+    re.MULTILINE,
+)
+_NULL = ("", "~", "null", "Null", "NULL")
+
+
+def value_of(argv: Sequence[str], *names: str) -> str | None:
+    """Give what vLLM's option with these names (`--dashes`, or `-q`) is set to; None if it is not.
+
+    The last one counts, and those of `--config` come before all others. A beginning of a name counts
+    as that name, because vLLM refuses one that fits several; so an option whose whole name begins
+    another's is taken for that one: `--model` for `--model-impl`. An option without a value gives
+    the word after it.
+    """
+    given = None
+    for option, value in (*_configured(argv), *_options(argv)):
+        if any(_means(option, name) for name in names):
+            given = value
+    return given
+
+
+def needed_share(argv: Sequence[str]) -> float:
+    """Give the share of each GPU that must be free when vLLM starts, by its command line.
+
+    The check (`request_memory` in vllm/v1/worker/utils.py) goes by --gpu-memory-utilization alone:
+    --kv-cache-memory-bytes sizes the cache later and changes nothing in it. A value that vLLM
+    refuses gives 0: nothing is worth waiting for, so that vLLM says so.
+    """
+    # Both are one option (vllm/engine/arg_utils.py).
+    given = value_of(argv, "--gpu-memory-utilization", "--device-memory-utilization")
+    if given is None:
+        return DEFAULT_SHARE
+    try:
+        share = float(given)
+    except ValueError:
+        return 0.0
+    return share if 0 < share <= 1 else 0.0
+
+
+def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Give each `--option value` and `--option=value`, its name in dashes as vLLM's parser spells it."""
+    for index, word in enumerate(argv):
+        option, equals, value = word.partition("=")
+        if option.startswith("-"):
+            following = "".join(argv[index + 1 : index + 2])
+            yield _dashed(option), value if equals else following
+
+
+def _configured(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Give the settings in the file of `--config`, for which vLLM knows this one spelling.
+
+    A file that cannot be read is left to vLLM.
+    """
+    for word, path in itertools.pairwise(argv):
+        if word == "--config":
+            with contextlib.suppress(OSError, ValueError):
+                for _, key, *values in _SETTING.findall(Path(path).read_text("utf-8")):
+                    if (value := "".join(values)) not in _NULL:
+                        yield _dashed(f"--{key}"), value
+
+
+def _dashed(option: str) -> str:
+    return option.replace("_", "-") if option.startswith("--") else option
+
+
+def _means(option: str, name: str) -> bool:
+    return option == name or (len(option) > len("--") and option.startswith("--") and name.startswith(option))
