@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from vllm_stack.demand import demand_of
 from vllm_stack.errors import ModelError, StackError, UsageError
-from vllm_stack.fit import LARGEST_SIZE, smallest_size
 from vllm_stack.gpus.assignment import Slice
 from vllm_stack.inventory import Inventory
-from vllm_stack.model import Model
+from vllm_stack.model.find import Model
+from vllm_stack.model.fit import LARGEST_SIZE, smallest_size
 from vllm_stack.options import Options
 from vllm_stack.placement import places
 from vllm_stack.sizes import gib

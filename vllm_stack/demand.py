@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vllm_stack.fit import WATCHED, Demand, parse_length, parse_number
+from vllm_stack.model.fit import WATCHED, Demand, parse_length, parse_number
 from vllm_stack.options import Options
 from vllm_stack.vllm_arguments import needed_share, value_of
 

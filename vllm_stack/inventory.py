@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_stack.errors import ModelError, PortError, VllmCommandError
+from vllm_stack.gpus.amd_mask import HIP_MASK, ROCR_MASK, left_by_rocr
 from vllm_stack.gpus.box import GpuBox
 from vllm_stack.gpus.driver import read_box
 from vllm_stack.gpus.mask import MASK
 from vllm_stack.held_ports import ports_of_running_stack
-from vllm_stack.hub import cache_directory
 from vllm_stack.layout import Layout
 from vllm_stack.machine import Machine, free_bytes, read_machine
-from vllm_stack.model import Model, read_model
+from vllm_stack.model.find import Model, read_model
+from vllm_stack.model.hub_cache import cache_directory
 from vllm_stack.options import Options
 from vllm_stack.ports import check_free, port_uses
 from vllm_stack.vllm_command import VllmCommand, find_vllm
@@ -34,8 +35,10 @@ class Inventory:
     vllm: VllmCommand | VllmCommandError
     # The options of that vLLM; None where nobody tells them, or none are to be checked.
     vllm_options: frozenset[str] | None
+    # Those of AMD as HIP numbers them: without what ROCR_VISIBLE_DEVICES hides.
     gpus: GpuBox
-    gpu_mask: str | None
+    # The variables that say which GPUs may be used, as far as they are set.
+    gpu_masks: Mapping[str, str]
     machine: Machine
     ports: PortError | None
     python: Path
@@ -64,13 +67,14 @@ class Inventory:
 def take_inventory(options: Options, say: Callable[[str], object]) -> Inventory:
     """Read everything that the plan and the checks need; `say` is told of what takes long."""
     vllm = _find_vllm(options.vllm_command)
+    masks = {name: os.environ[name] for name in (ROCR_MASK, HIP_MASK, MASK) if name in os.environ}
     model = _find_model(options)
     return Inventory(
         model=model,
         vllm=vllm,
         vllm_options=_vllm_options(options, vllm, say),
-        gpus=GpuBox(()) if options.on_cpu or not options.workers else read_box(),
-        gpu_mask=os.environ.get(MASK),
+        gpus=GpuBox(()) if options.on_cpu or not options.workers else left_by_rocr(masks, read_box()),
+        gpu_masks=masks,
         machine=read_machine(options.out.expanduser().absolute()),
         ports=taken_port(options),
         python=Path(sys.executable),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vllm_stack.cpu_share import split_cores
+from vllm_stack.gpus.amd_mask import ROCR_MASK, hip_indices, hip_tokens, masks_in_force
 from vllm_stack.gpus.assignment import Slice, assign
 from vllm_stack.gpus.mask import MASK, visible_tokens
 from vllm_stack.inventory import Inventory
@@ -24,7 +25,7 @@ def places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
     if not options.workers:
         return ()
     slices = assign(
-        options.gpus or visible_tokens(inventory.gpu_mask, inventory.gpus),
+        _budget(options, inventory),
         inventory.gpus,
         options.workers,
         options.tensor_parallel_size,
@@ -35,6 +36,15 @@ def places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
         why=_why_so_few(options, inventory),
     )
     return tuple(replace(one, cores=_worth_pinning(one.cores, cores)) for one in slices)
+
+
+def _budget(options: Options, inventory: Inventory) -> tuple[str, ...]:
+    """Give the words that the masks of the workers are built from: CUDA_VISIBLE_DEVICES, or HIP's on AMD."""
+    if inventory.gpus.vendor == "amd":
+        if options.gpus is not None:
+            return hip_indices(options.gpus, inventory.gpus)
+        return hip_tokens(inventory.gpu_masks, inventory.gpus)
+    return options.gpus or visible_tokens(inventory.gpu_masks.get(MASK), inventory.gpus)
 
 
 def _worth_pinning(near: tuple[int, ...], cores: tuple[int, ...]) -> tuple[int, ...]:
@@ -56,6 +66,9 @@ def _why_so_few(options: Options, inventory: Inventory) -> str:
             f"{inventory.gpus.trouble}; '--device cpu' runs vLLM's CPU build, "
             "'--gpus 0,1' names GPUs without asking the driver"
         )
-    if inventory.gpu_mask is not None:
-        return f"{MASK}={inventory.gpu_mask!r} is respected; the box has {len(inventory.gpus.gpus)}"
+    masks = masks_in_force(inventory.gpu_masks, inventory.gpus)
+    if masks:
+        told = ", ".join(f"{name}={value!r}" for name, value in masks.items())
+        left = "ROCr leaves" if ROCR_MASK in masks else "the box has"
+        return f"{told} is respected; {left} {len(inventory.gpus.gpus)}"
     return ""

@@ -9,9 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from vllm_stack.address import Address
 from vllm_stack.errors import UsageError
+from vllm_stack.gpus.amd_mask import kept_masks
+from vllm_stack.gpus.box import Vendor
 from vllm_stack.in_force import fingerprint
 from vllm_stack.inventory import Inventory
 from vllm_stack.layout import Layout
@@ -53,6 +56,14 @@ class Plan:
     vllm_version: str | None
     engine: str
     notes: tuple[str, ...]
+    vendor: Vendor = "nvidia"
+
+    @property
+    def device(self) -> Literal["cpu", "cuda", "rocm"]:
+        """What the workers compute on."""
+        if self.options.on_cpu:
+            return "cpu"
+        return "rocm" if self.vendor == "amd" else "cuda"
 
     @property
     def open_to_all(self) -> bool:
@@ -80,6 +91,7 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
     timings = Timings(options.restart_delay, options.drain_timeout)
     args = accept(options.vllm_args)
     vllm = VllmCommand((), None) if not options.workers else inventory.found_vllm()
+    kept = kept_masks(inventory.gpu_masks, inventory.gpus)
     workers = []
     for index, (address, place) in enumerate(
         zip(worker_addresses(options, layout), places(options, inventory), strict=True)
@@ -96,7 +108,7 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
                 argv=serve_argv(
                     vllm.argv, model.name, options, timings, address, inventory.machine.memory_total, args
                 ),
-                env=serve_environment(options, timings, layout, name, cpu_cores),
+                env=serve_environment(options, timings, layout, name, cpu_cores) | kept,
             )
         )
     return Plan(
@@ -111,6 +123,7 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
         vllm_version=vllm.version,
         engine=_engine(vllm, options, args),
         notes=tuple(_notes(options, inventory)),
+        vendor=inventory.gpus.vendor,
     )
 
 

@@ -113,20 +113,6 @@ def reap_children(leader: subprocess.Popen[bytes]) -> int | None:
     return leader.returncode
 
 
-def describe_end(returncode: int) -> str:
-    """Say in words how a process ended, from its return code as `subprocess` gives it."""
-    if returncode < 0:
-        return f"was killed by {_signal_name(-returncode)}"
-    return f"ended with exit code {returncode}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
 def boot_id() -> str:
     """Name the running boot: what was recorded under another one is over."""
     return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()

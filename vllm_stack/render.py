@@ -61,6 +61,7 @@ def _worker(plan: Plan, worker: WorkerPlan) -> dict[str, Any]:
         "log": str(layout.log(worker.name)),
         "evidence": str(layout.evidence),
         "title": layout.process_title(worker.name),
+        "device": plan.device,
         "gpus": worker.gpus,
         "cores": () if plan.options.on_cpu else worker.cores,
         "admin_port": plan.options.admin_port,
@@ -119,7 +120,7 @@ def _stack(plan: Plan) -> dict[str, Any]:
         "name": plan.layout.stack_name,
         "model": options.model,
         "revision": options.revision,
-        "device": plan.options.runs_on,
+        "device": plan.device,
         "vllm_version": plan.vllm_version,
         "skipped_checks": list(plan.options.skip_checks),
         "door": {

@@ -35,7 +35,7 @@ FILES = {
 UNWANTED = {"onnx/model.onnx": b"onnx", "pytorch_model.bin": b"pickle", "logo.png": b"png", "x.gguf": b"gguf"}
 ASK = """
 import json, sys, time
-from vllm_stack import hub
+from vllm_stack.model import hub
 from vllm_stack.errors import StackError
 hub._import_library()
 begun = time.monotonic()

@@ -305,7 +305,9 @@ def test_a_box_without_a_driver_says_so(
     """A library that is none is what the linker makes of a missing one, also where there is a driver."""
     (tmp_path / LIBRARY).touch()
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
-    assert read_box(PATIENCE) == told_box.GpuBox((), NO_DRIVER)
+    box = read_box(PATIENCE)
+    assert box.gpus == ()
+    assert (box.trouble or "").startswith(NO_DRIVER)
     with pytest.raises(DriverTrouble, match=re.escape(NO_DRIVER)):
         read_slice(("0",))
 

@@ -8,8 +8,8 @@ from typing import Any
 from vllm_stack.gpus.box import Gpu, GpuBox
 from vllm_stack.inventory import Inventory
 from vllm_stack.machine import Machine
-from vllm_stack.model import Model
-from vllm_stack.model_config import ModelConfig
+from vllm_stack.model.config import ModelConfig
+from vllm_stack.model.find import Model
 from vllm_stack.options import Options
 from vllm_stack.vllm_command import VllmCommand
 
@@ -22,18 +22,25 @@ def gpu_box(count: int) -> GpuBox:
     )
 
 
+def amd_box(count: int) -> GpuBox:
+    uuids = (f"GPU-{number:x}bad0000cafe0000" for number in range(count))
+    gpus = (Gpu(i, uuid, "AMD Instinct MI300X", 192 * GIB, 192 * GIB) for i, uuid in enumerate(uuids))
+    return GpuBox(tuple(gpus), driver="6.14.14", vendor="amd")
+
+
 def machine(**changes: Any) -> Machine:
     return Machine(**{"cores": (0, 1, 2, 3), "memory_total": 64 * GIB, **changes})
 
 
 def inventory(**changes: Any) -> Inventory:
+    mask = changes.pop("gpu_mask", None)
     facts: dict[str, Any] = {
         "model": Model("org/model", "cache", ModelConfig(attention_heads=32, kv_heads=8)),
         "vllm": VllmCommand(("/opt/vllm/bin/vllm",), "0.32.0"),
         "vllm_options": None,
         "ports": None,
         "gpus": gpu_box(4),
-        "gpu_mask": None,
+        "gpu_masks": {} if mask is None else {"CUDA_VISIBLE_DEVICES": mask},
         "machine": machine(),
         "python": Path("/opt/stack/bin/python"),
         "root": False,

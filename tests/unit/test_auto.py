@@ -14,8 +14,8 @@ from vllm_stack.auto import decide
 from vllm_stack.errors import ModelError, UsageError
 from vllm_stack.gpus.box import GpuProcess
 from vllm_stack.inventory import Inventory
-from vllm_stack.model import Model
-from vllm_stack.model_config import parse_config
+from vllm_stack.model.config import parse_config
+from vllm_stack.model.find import Model
 from vllm_stack.options import Options
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -14,8 +14,8 @@ from vllm_stack.commands.check import table
 from vllm_stack.errors import MachineError, ModelError, PortError, UsageError, VllmCommandError
 from vllm_stack.gpus.box import GpuBox
 from vllm_stack.layout import Layout
-from vllm_stack.model import Model
-from vllm_stack.model_config import ModelConfig
+from vllm_stack.model.config import ModelConfig
+from vllm_stack.model.find import Model
 from vllm_stack.vllm_command import VllmCommand
 from vllm_stack.vllm_options.known import RENDERED
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_stack.errors import UsageError
-from vllm_stack.fit import (
+from vllm_stack.model.config import ModelConfig, parse_config
+from vllm_stack.model.fit import (
     AUTO,
     BLOCK,
     WATCHED,
@@ -26,8 +27,7 @@ from vllm_stack.fit import (
     parse_number,
     smallest_size,
 )
-from vllm_stack.model_config import ModelConfig, parse_config
-from vllm_stack.model_rules import splits
+from vllm_stack.model.rules import splits
 
 CONFIGS = Path(__file__).parent / "configs"
 GIB = 2**30

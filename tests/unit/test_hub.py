@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_stack import hub
 from vllm_stack.commands.fetch import Lines
 from vllm_stack.errors import HubError
+from vllm_stack.model import hub, hub_cache, hub_files
 from vllm_stack.sizes import MIB
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -60,7 +60,7 @@ def test_the_cache_is_where_huggingface_hub_has_it(
     monkeypatch.delenv("HF_HOME")
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert str(hub.cache_directory()) == expected
+    assert str(hub_cache.cache_directory()) == expected
 
 
 def test_a_branch_leads_to_its_commit_and_a_commit_to_itself(cache: Path) -> None:
@@ -70,16 +70,16 @@ def test_a_branch_leads_to_its_commit_and_a_commit_to_itself(cache: Path) -> Non
     (references / "main").write_text(COMMIT)
     (references / "pr" / "4").write_text(COMMIT)
     for revision in (None, "main", "pr/4", COMMIT):
-        assert hub.cached_snapshot("org/name", revision) == snapshot
+        assert hub_cache.cached_snapshot("org/name", revision) == snapshot
     for revision in ("other", "..", "../snapshots", "/etc/passwd", "a\0b", "x" * 300):
-        assert hub.cached_snapshot("org/name", revision) is None
-    assert hub.cached_snapshot("org/other", None) is None
+        assert hub_cache.cached_snapshot("org/name", revision) is None
+    assert hub_cache.cached_snapshot("org/other", None) is None
 
 
 def test_a_snapshot_without_a_config_is_found_but_tells_nothing_of_the_model(cache: Path) -> None:
     snapshot = snapshot_with(cache, "params.json")
-    assert hub.find_snapshot("org/name", COMMIT) == snapshot
-    assert hub.cached_snapshot("org/name", COMMIT) is None
+    assert hub_cache.find_snapshot("org/name", COMMIT) == snapshot
+    assert hub_cache.cached_snapshot("org/name", COMMIT) is None
 
 
 @pytest.mark.parametrize(
@@ -103,20 +103,20 @@ def test_a_snapshot_without_a_config_is_found_but_tells_nothing_of_the_model(cac
 def test_a_snapshot_is_whole_if_it_has_all_the_weights_that_vllm_loads(
     cache: Path, files: list[str], index: dict[str, list[str]], whole: bool
 ) -> None:
-    assert hub.is_whole(snapshot_with(cache, *files, index=index)) is whole
+    assert hub_cache.is_whole(snapshot_with(cache, *files, index=index)) is whole
 
 
 def test_a_link_to_a_file_that_is_gone_is_no_weight(cache: Path) -> None:
     snapshot = snapshot_with(cache, "config.json")
     (snapshot / "model.safetensors").symlink_to("../../blobs/gone")
-    assert not hub.is_whole(snapshot)
+    assert not hub_cache.is_whole(snapshot)
 
 
 def test_an_index_that_cannot_be_read_makes_no_whole_snapshot(cache: Path) -> None:
     snapshot = snapshot_with(cache, *SHARDS)
     for text in ("{", "[]", "{}"):
         (snapshot / "model.safetensors.index.json").write_text(text)
-        assert not hub.is_whole(snapshot)
+        assert not hub_cache.is_whole(snapshot)
 
 
 @pytest.mark.parametrize(
@@ -178,14 +178,15 @@ def test_the_files_that_vllm_downloads_are_chosen(
     weights: list[str], shards: list[str], beside: list[str]
 ) -> None:
     read = [*READ, *(["model.safetensors.index.json"] if shards or weights == SHARDS else [])]
-    others, chosen = hub.choose_files([*read, *weights, *beside], shards)
+    others, chosen = hub_files.choose_files([*read, *weights, *beside], shards)
     assert set(others) == set(read)
     assert sorted(chosen) == sorted(weights)
 
 
 def test_looking_into_the_cache_does_not_load_the_library(cache: Path) -> None:
     code = (
-        "import sys; from vllm_stack.hub import cached_snapshot, offline;"
+        "import sys; from vllm_stack.model.hub_cache import cached_snapshot;"
+        "from vllm_stack.model.hub import offline;"
         "import vllm_stack.commands.fetch; cached_snapshot('org/name', None); offline();"
         "sys.exit('huggingface_hub' in sys.modules)"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vllm_stack.errors import ModelError
-from vllm_stack.model import read_model
+from vllm_stack.model.find import read_model
 
 
 def write_config(directory: Path, config: Any) -> Path:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_stack.model_config import ModelConfig, parse_config
-from vllm_stack.model_rules import (
+from vllm_stack.model.config import ModelConfig, parse_config
+from vllm_stack.model.rules import (
     dtype_refusal,
     dtype_warning,
     heads_refusal,
@@ -20,7 +20,7 @@ from vllm_stack.model_rules import (
     kv_replication,
     quantization_refusal,
 )
-from vllm_stack.model_weights import read_weights, read_wide_bytes, with_weights
+from vllm_stack.model.weights import read_weights, read_wide_bytes, with_weights
 
 CONFIGS = Path(__file__).parent / "configs"
 T4, A100, H100 = ((7, 5), "Tesla T4"), ((8, 0), "A100"), ((9, 0), "H100")

@@ -17,7 +17,7 @@ from tests.unit.boxes import inventory, options
 from vllm_stack.errors import OutputError
 from vllm_stack.files import File
 from vllm_stack.gpus.box import GpuBox
-from vllm_stack.model import Model
+from vllm_stack.model.find import Model
 from vllm_stack.plan import Plan, make_plan
 from vllm_stack.render import render
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from vllm_stack.checks.finding import Finding, ok, refused, warning
 from vllm_stack.errors import InsufficientGpus, StackError
 from vllm_stack.gpus.assignment import Slice
-from vllm_stack.gpus.box import Gpu
+from vllm_stack.gpus.box import Gpu, Vendor
 from vllm_stack.inventory import Inventory
 from vllm_stack.options import Options
 from vllm_stack.placement import places
 from vllm_stack.sizes import gib
+
+_VENDORS: dict[Vendor, str] = {"nvidia": "NVIDIA", "amd": "AMD"}
 
 
 def driver(options: Options, inventory: Inventory) -> Finding | None:
@@ -27,9 +29,10 @@ def driver(options: Options, inventory: Inventory) -> Finding | None:
                 "'--gpus 0,1' names GPUs without asking the driver"
             ),
         )
-    value = f"NVIDIA {box.driver or 'of unknown version'}" + (
+    value = f"{_VENDORS[box.vendor]} {box.driver or 'of unknown version'}" + (
         f", CUDA {_version(box.cuda)}" if box.cuda else ""
     )
+    # AMD's driver tells no CUDA, and is compared with nothing.
     needed = getattr(inventory.vllm, "cuda", None)
     if box.cuda is not None and needed is not None and box.cuda[0] < needed[0]:
         return warning(

@@ -6,11 +6,11 @@ from vllm_stack.checks.finding import Finding, ok, refused, warning
 from vllm_stack.checks.gpu_checks import slices_or_none
 from vllm_stack.demand import demand_of
 from vllm_stack.errors import ModelError, StackError
-from vllm_stack.fit import estimate
 from vllm_stack.gpus.box import Gpu
 from vllm_stack.inventory import Inventory
-from vllm_stack.model_config import ModelConfig
-from vllm_stack.model_rules import (
+from vllm_stack.model.config import ModelConfig
+from vllm_stack.model.fit import estimate
+from vllm_stack.model.rules import (
     dtype_refusal,
     dtype_warning,
     heads_refusal,

@@ -19,17 +19,8 @@ import click
 
 from vllm_stack import __version__
 from vllm_stack.errors import HubError, MachineError, StackError
-from vllm_stack.hub import (
-    HubFile,
-    HubModel,
-    ask_hub,
-    explain,
-    find_snapshot,
-    is_commit,
-    is_whole,
-    offline,
-    repository_directory,
-)
+from vllm_stack.model.hub import HubFile, HubModel, ask_hub, explain, offline
+from vllm_stack.model.hub_cache import find_snapshot, is_commit, is_whole, repository_directory
 from vllm_stack.sizes import gib
 
 # How long (seconds) the hub may take to say what there is.

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vllm_stack.commands.render import Rendered
 from vllm_stack.demand import demand_of
-from vllm_stack.fit import Fit, estimate, room_for
-from vllm_stack.gpus.box import GpuBox
+from vllm_stack.gpus.box import Gpu, GpuBox
 from vllm_stack.gpus.mask import find
-from vllm_stack.model import Model
+from vllm_stack.model.find import Model
+from vllm_stack.model.fit import Fit, estimate, room_for
 from vllm_stack.plan import Plan, WorkerPlan
 from vllm_stack.reasons import WHY
 from vllm_stack.sizes import gib
@@ -50,10 +50,18 @@ def _gpus(box: GpuBox, workers: Sequence[WorkerPlan]) -> Iterator[str]:
     for gpu in box.gpus:
         node = "" if gpu.numa_node is None else f"  NUMA {gpu.numa_node}"
         used = "" if gpu.trouble else f"  {gib(gpu.memory_free)} of {gib(gpu.memory_total)} free{node}"
-        owner = gpu.trouble or ", ".join(owners.get(gpu.index, ())) or "not used"
+        owner = gpu.trouble or ", ".join(owners.get(gpu.index, ())) or _stranger(gpu)
         yield f"  {gpu.index:>3}  {gpu.name}{used}  {owner}"
     if len(box.gpus) > 1 and box.links:
         yield from (f"       {line}" for line in _matrix(box))
+
+
+def _stranger(gpu: Gpu) -> str:
+    """Say who else computes on a GPU that no worker gets."""
+    for process in gpu.processes:
+        if process.computes:
+            return f"in use by pid {process.pid} (user {process.user or 'unknown'})"
+    return "not used"
 
 
 def _owners(box: GpuBox, workers: Sequence[WorkerPlan]) -> Mapping[int, list[str]]:

@@ -14,8 +14,8 @@ from vllm_stack.errors import OutputError, StackError
 from vllm_stack.layout import Layout
 from vllm_stack.leftovers import lives
 from vllm_stack.log_tail import last_lines
+from vllm_stack.process_end import describe_end
 from vllm_stack.program import (
-    describe_end,
     die_with_parent,
     parent_is_gone,
     reap_children,

@@ -41,11 +41,14 @@ def left_by_rocr(masks: Mapping[str, str], box: GpuBox) -> GpuBox:
         box,
         gpus=tuple(replace(gpu, index=place) for place, gpu in enumerate(left)),
         links=tuple(
-            Link(min(pair), max(pair), link.way)
-            for link in box.links
-            if len(pair := [places[index] for index in (link.one, link.other) if index in places]) == 2
+            _renumbered(link, places) for link in box.links if {link.one, link.other} <= places.keys()
         ),
     )
+
+
+def _renumbered(link: Link, places: Mapping[int, int]) -> Link:
+    one, other = sorted((places[link.one], places[link.other]))
+    return Link(one, other, link.way)
 
 
 def _named_to_rocr(word: str, gpus: Sequence[Gpu]) -> Gpu | None:
@@ -66,9 +69,9 @@ def _named_to_rocr(word: str, gpus: Sequence[Gpu]) -> Gpu | None:
 def hip_tokens(masks: Mapping[str, str], box: GpuBox) -> tuple[str, ...]:
     """Give the indices a worker's HIP_VISIBLE_DEVICES may be built from, in order.
 
-    `box` is as HIP sees it (`left_by_rocr`). The rules are HIP's (`Device::init` in clr, rocclr/device/rocm/rocdevice.cpp): what follows the first word
-    that is no index, written as C writes it, and no piece of a UUID does not count; a repetition is passed
-    over; an empty mask is none.
+    `box` is as HIP sees it (`left_by_rocr`). The rules are HIP's (`Device::init` in clr,
+    rocclr/device/rocm/rocdevice.cpp): what follows the first word that is neither an index, written as C
+    writes it, nor a piece of a UUID does not count; a repetition is passed over; an empty mask is none.
 
     Raises `UsageError` for two names of the mask with different values, which vLLM refuses
     (`_sync_hip_cuda_env_vars` in vllm/platforms/rocm.py).
@@ -98,6 +101,14 @@ def hip_indices(words: Sequence[str], box: GpuBox) -> tuple[str, ...]:
     """Write what --gpus names as indices for HIP_VISIBLE_DEVICES; what names no GPU of the box stays."""
     found = [(word, find(word, box)) for word in words]
     return tuple(str(named.gpu.index) if named else word for word, named in found)
+
+
+def kept_masks(masks: Mapping[str, str], box: GpuBox) -> dict[str, str]:
+    """Give what a worker's environment must say for its indices to mean what they mean here.
+
+    A stack may be started from another shell than it was rendered in.
+    """
+    return {ROCR_MASK: masks[ROCR_MASK]} if box.vendor == "amd" and ROCR_MASK in masks else {}
 
 
 def masks_in_force(masks: Mapping[str, str], box: GpuBox) -> dict[str, str]:

@@ -1,12 +1,18 @@
-"""A machine's GPUs as values: what the driver told of them, whatever CUDA_VISIBLE_DEVICES says."""
+"""A machine's GPUs as values: what the driver told of them, whatever CUDA_VISIBLE_DEVICES says.
+
+NVIDIA's and AMD's are told in the same words, which are NVIDIA's: "NVLINK" is the vendor's direct link
+between two GPUs, and so AMD's XGMI as well.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+Vendor = Literal["nvidia", "amd"]
 ComputeMode = Literal["default", "exclusive", "prohibited"]
-# How two GPUs reach each other, best first; the words are those of `nvidia-smi topo -m`.
+# How two GPUs reach each other, best first: by the vendor's direct link (NVLink, XGMI), or as
+# `nvidia-smi topo -m` says it.
 Way = Literal["NVLINK", "PIX", "PXB", "PHB", "NODE", "SYS"]
 
 
@@ -38,7 +44,7 @@ class MigDevice:
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU as NVML numbers it (PCI bus order); sizes in bytes.
+    """One GPU as its vendor numbers it (NVML: PCI bus order; AMD: the order of HIP); sizes in bytes.
 
     `memory_total` is what programs can have, as CUDA counts it. `trouble` says why the GPU cannot be
     used; `warnings` are what it can be used with, but should be looked at (memory errors, throttled clocks).
@@ -81,6 +87,7 @@ class GpuBox:
     # The newest CUDA that the driver serves.
     cuda: tuple[int, int] | None = None
     links: tuple[Link, ...] = ()
+    vendor: Vendor = "nvidia"
 
     def way(self, one: int, other: int) -> Way | None:
         """Tell how two GPUs reach each other; None where the driver does not."""

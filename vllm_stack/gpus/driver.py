@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from vllm_stack.errors import DriverTrouble
 from vllm_stack.gpus.box import GpuBox
-from vllm_stack.program import describe_end
+from vllm_stack.process_end import describe_end
 
 
 def read_box(timeout: float = 30.0) -> GpuBox:

@@ -124,11 +124,11 @@ def processes_on(handle: Any) -> tuple[GpuProcess, ...]:
     found = {process.pid: (process.usedGpuMemory, False) for process in drawing}
     found |= {process.pid: (process.usedGpuMemory, True) for process in computing}
     return tuple(
-        GpuProcess(pid, *_who_runs_what(pid), memory, computes) for pid, (memory, computes) in found.items()
+        GpuProcess(pid, *who_runs_what(pid), memory, computes) for pid, (memory, computes) in found.items()
     )
 
 
-def _who_runs_what(pid: int) -> tuple[str | None, str]:
+def who_runs_what(pid: int) -> tuple[str | None, str]:
     """Give the user and the command line of a process, in one printable line.
 
     In a container with process numbers of its own it may be another one that has this number.

@@ -1,11 +1,12 @@
-"""Ask NVML for all GPUs of the machine: `python -m vllm_stack.gpus.reader`.
+"""Ask the driver for all GPUs of the machine: `python -m vllm_stack.gpus.reader`.
 
-Prints one JSON object, a `GpuBox`.
+NVIDIA's is asked, and AMD's only where there is none. Prints one JSON object, a `GpuBox`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import msgspec
 import pynvml
 
 from vllm_stack.errors import DriverTrouble
+from vllm_stack.gpus.amd import read_amd
 from vllm_stack.gpus.box import ComputeMode, Gpu, GpuBox, MigDevice
 from vllm_stack.gpus.health import trouble_of, warnings_of
 from vllm_stack.gpus.nvml import name_of, processes_on, refused_as, session, told, total_and_free, uuid_of
@@ -26,6 +28,8 @@ _COMPUTE_MODES: dict[int, ComputeMode] = {
     pynvml.NVML_COMPUTEMODE_EXCLUSIVE_THREAD: "exclusive",
     pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS: "exclusive",
 }
+# What NVML says where there may be GPUs of another make.
+_NO_DRIVER = (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)
 
 
 def read_gpus() -> GpuBox:
@@ -34,7 +38,10 @@ def read_gpus() -> GpuBox:
         with session(), refused_as("the NVIDIA driver could not describe its GPUs"):
             return _read_box()
     except DriverTrouble as trouble:
-        return GpuBox((), str(trouble))
+        if not isinstance(trouble.__cause__, _NO_DRIVER):
+            return GpuBox((), str(trouble))
+        box = read_amd()
+        return replace(box, trouble=f"{trouble}, and {box.trouble}") if box.trouble else box
 
 
 def _read_box() -> GpuBox:
@@ -111,7 +118,10 @@ def _mig_devices(handle: Any) -> tuple[MigDevice, ...]:
 def main() -> int:
     """Print the box; gives the exit code."""
     die_with_parent(signal.SIGKILL)
-    sys.stdout.buffer.write(msgspec.json.encode(read_gpus()))
+    # amdsmi and its library print what is not meant for us: it goes where complaints go.
+    with os.fdopen(os.dup(1), "wb") as answer:
+        os.dup2(2, 1)
+        answer.write(msgspec.json.encode(read_gpus()))
     return 0
 
 

@@ -6,7 +6,7 @@ import signal
 import time
 from dataclasses import replace
 
-from vllm_stack.program import describe_end
+from vllm_stack.process_end import describe_end
 from vllm_stack.record import read_record
 from vllm_stack.worker.failure import (
     Failure,

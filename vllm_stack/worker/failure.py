@@ -7,7 +7,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vllm_stack.program import boot_id, describe_end
+from vllm_stack.process_end import describe_end
+from vllm_stack.program import boot_id
 from vllm_stack.record import read_record, write_record
 
 REMEMBERED = 100  # failures of one worker

@@ -33,6 +33,9 @@ from vllm_stack.worker.watch import Watch
 # What must not leak from the operator's shell into a server: development mode opens control routes
 # without a key (vllm/envs.py), and supervisord's own variables are nobody else's business.
 _NOT_INHERITED = ("VLLM_SERVER_DEV_MODE", "VLLM_API_KEY", "VLLM_STACK_", "SUPERVISOR_")
+# Nor what names GPUs in other words than the plan: vLLM refuses a CUDA_VISIBLE_DEVICES that differs from
+# HIP's (`_sync_hip_cuda_env_vars` in vllm/platforms/rocm.py), and HIP counts in what ROCr leaves.
+_OTHER_MASKS_OF_ROCM = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 EXIT_ENGINE_DIED = 70  # sysexits.h EX_SOFTWARE: stands in for an exit code 0 nobody asked for
 EXIT_CANNOT_START = 127  # as a shell says it
 
@@ -99,7 +102,8 @@ class Life:
         return False
 
     def _server_environment(self) -> dict[str, str]:
-        inherited = {k: v for k, v in self._environ.items() if not k.startswith(_NOT_INHERITED)}
+        kept_back = _NOT_INHERITED + (_OTHER_MASKS_OF_ROCM if self._spec.device == "rocm" else ())
+        inherited = {k: v for k, v in self._environ.items() if not k.startswith(kept_back)}
         secrets = {name: path.read_text("utf-8").strip() for name, path in self._spec.secret_env.items()}
         # First, and nobody sets it again: setproctitle finds the memory of the title through the first
         # variable, and where a program has changed that one an engine keeps its anonymous name.

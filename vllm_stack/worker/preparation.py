@@ -97,8 +97,11 @@ class Preparation:
         return _stop_comes_within(pause)
 
     def _wait_for_memory(self) -> bool:
-        """Wait until the memory of this worker's GPUs is free, for a while; True when a stop ended it."""
-        if not self._spec.gpus:
+        """Wait until the memory of this worker's GPUs is free, for a while; True when a stop ended it.
+
+        AMD's driver is not asked: a start that comes too early fails, and is tried again after the delay.
+        """
+        if not self._spec.gpus or self._spec.device != "cuda":
             return False
         share = needed_share(self._spec.argv)
         return self._wait_while(

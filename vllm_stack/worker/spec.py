@@ -24,7 +24,7 @@ from vllm_stack.worker.turn import Stagger
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """One worker: its command, its place, its waits (seconds)."""
+    """One worker: its command, its place, its waits (seconds); `device` is "cpu", "cuda" or "rocm"."""
 
     name: str
     address: Address
@@ -47,6 +47,7 @@ class Spec:
     stop_grace: float
     limits: Limits
     stagger: Stagger
+    device: str = "cuda"
 
     @property
     def failure(self) -> Path:
@@ -99,6 +100,7 @@ def read_spec(path: Path) -> Spec:
             stop_grace=raw["stop_grace"],
             limits=Limits(raw["start_timeout"], raw["wedge_timeout"]),
             stagger=Stagger(raw["start_stagger"], raw["engine"]),
+            device=raw["device"],
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a worker that this version rendered: {error!r}") from error

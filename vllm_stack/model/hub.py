@@ -1,7 +1,4 @@
-"""Models on the Hugging Face hub: what the local cache holds, and what the hub says of the rest.
-
-Looking into the cache costs a few file reads. Only what asks the hub imports huggingface_hub.
-"""
+"""Asking the Hugging Face hub for a model that is not here; only that imports huggingface_hub."""
 
 from __future__ import annotations
 
@@ -10,46 +7,20 @@ import os
 import queue
 import re
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 from vllm_stack import __version__
 from vllm_stack.errors import HubError, HubUnreachable, MachineError
+from vllm_stack.model.hub_cache import CONFIG, cache_directory
+from vllm_stack.model.hub_files import INDEX, NOT_LOADED, choose_files, shards_of, weight_set
 
 _Answer = TypeVar("_Answer")
 
-CONFIG = "config.json"
 # huggingface_hub's rule (`constants.py`, ENV_VARS_TRUE_VALUES).
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-# What a reference holds, and what can be the name of a directory: commits, also shortened ones.
-_SNAPSHOT = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
-_INDEX = "model.safetensors.index.json"
-_INDEXES = {
-    "consolidated*.safetensors": "consolidated.safetensors.index.json",
-    "*.safetensors": _INDEX,
-    "*.bin": "pytorch_model.bin.index.json",
-}
-# In vLLM's order: the first that matches anything decides.
-_WEIGHTS = ("consolidated*.safetensors", "*.safetensors", "*.bin", "*.pt")
-_SHARD = re.compile(r"(?P<head>.*)-\d+-of-(?P<count>\d+)(?P<tail>\.\w+)")
-# vllm/model_executor/model_loader/weight_utils.py, filter_files_not_needed_for_inference.
-_NOT_LOADED = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
-# The layers of an embedding model after its transformer (vllm/model_executor/models/adapters.py).
-_DENSE = re.compile(r"\d+_\w+/(model\.safetensors|pytorch_model\.bin)", re.ASCII)
-# vllm/transformers_utils/repo_utils.py, _WEIGHT_FILE_PATTERNS: everything else vLLM downloads.
-_NOT_READ = tuple(
-    f"*.{suffix}"
-    for suffix in (
-        *("safetensors", "bin", "pt", "pth", "ckpt", "gguf", "h5", "msgpack", "onnx", "onnx_data"),
-        *("png", "jpg", "jpeg", "gif", "webp", "mp3", "mp4", "wav", "flac"),
-        *("parquet", "arrow", "ipynb", "zip", "tar*"),
-    )
-)
 # The libraries that huggingface_hub speaks HTTP with, by version: their errors have no common base.
 _HTTP_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"})
 
@@ -81,66 +52,6 @@ class HubModel:
     weights: tuple[HubFile, ...] = ()
 
 
-def cache_directory() -> Path:
-    """Give the directory of the hub's cache (huggingface_hub, `constants.py`, HF_HUB_CACHE)."""
-    general = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    home = _expanded(os.environ.get("HF_HOME", os.path.join(general, "huggingface")))
-    older = os.environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
-    return Path(_expanded(os.environ.get("HF_HUB_CACHE", older))).resolve()
-
-
-def repository_directory(name: str) -> Path:
-    """Give the directory of a model in the cache, whether there is one or not."""
-    return cache_directory() / f"models--{name.replace('/', '--')}"
-
-
-def cached_snapshot(name: str, revision: str | None) -> Path | None:
-    """Find the snapshot of a hub name in the local cache, if it has a config.
-
-    Its name is the commit. It may be one that a broken-off download left: see `is_whole`.
-    """
-    snapshot = find_snapshot(name, revision)
-    return snapshot if snapshot and (snapshot / CONFIG).is_file() else None
-
-
-def find_snapshot(name: str, revision: str | None) -> Path | None:
-    """Find the snapshot of a hub name in the local cache, whatever is in it."""
-    repository = repository_directory(name)
-    try:
-        commit = (repository / "refs" / (revision or "main")).read_text("utf-8").strip()
-    except (OSError, ValueError):
-        commit = revision or ""
-    if not _SNAPSHOT.fullmatch(commit):
-        return None
-    snapshot = repository / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
-
-
-def is_commit(revision: str | None) -> bool:
-    """Tell whether a revision is a commit, which never moves, and not a branch or a tag."""
-    return bool(revision and _COMMIT.fullmatch(revision))
-
-
-def is_whole(snapshot: Path) -> bool:
-    """Tell whether a snapshot holds all the weights that vLLM would load.
-
-    A link appears only when its file is whole, so the names tell it. The shards that an index names,
-    or that count themselves ("-00001-of-00003"), must all be there. Left over *.incomplete files say
-    nothing: huggingface_hub never comes back to those of a process that was killed.
-    """
-    try:
-        present = {entry.name for entry in os.scandir(snapshot) if entry.is_file()}
-    except OSError:
-        return False
-    pattern, files = _weight_set(present)
-    shards = _read_shards(snapshot / _INDEXES[pattern]) if _INDEXES.get(pattern) in present else frozenset()
-    if shards is None:
-        return False
-    if shards:
-        return all((snapshot / shard).is_file() for shard in shards)
-    return bool(files) and all(_counted_shards(file) <= present for file in files)
-
-
 def offline() -> str | None:
     """Name the variable that forbids to ask the hub (huggingface_hub, `constants.py`, HF_HUB_OFFLINE)."""
     name = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
@@ -164,30 +75,6 @@ def ask_hub(name: str, revision: str | None, timeout: float = 1.5, *, read_index
     return _within(timeout, lambda: _ask(name, revision, timeout, read_index), name)
 
 
-def choose_files(paths: Iterable[str], shards: Collection[str] = ()) -> tuple[list[str], list[str]]:
-    """Choose the files of a model that vLLM downloads: all but the weights, and the weights.
-
-    `shards` are what model.safetensors.index.json names. The rules are those of
-    `vllm/model_executor/model_loader/default_loader.py` (_prepare_weights, load format "auto") and
-    `weight_utils.py` (download_weights_from_hf), and for the rest `transformers_utils/repo_utils.py`
-    (get_non_weight_snapshot_path). A pattern matches in subdirectories too, as it does there.
-    """
-    names = sorted(set(paths))
-    others = [path for path in names if not any(fnmatchcase(path, pattern) for pattern in _NOT_READ)]
-    root = {path for path in names if "/" not in path}
-    pattern, in_root = _weight_set(root)
-    weights = [path for path in names if fnmatchcase(path, pattern)]
-    if pattern == "consolidated*.safetensors":
-        weights = sorted(in_root)
-    elif pattern == "*.safetensors" and _INDEX in root:
-        indexed = set(shards) or {path for path in in_root if _SHARD.fullmatch(path)} or in_root
-        weights = [path for path in names if path in indexed]
-    dense = [path for path in names if _DENSE.fullmatch(path) and path not in weights]
-    # One form of each layer; safetensors come first.
-    dense = [p for p in dense if p.endswith(".safetensors") or p.rpartition("/")[0] not in _folders(dense)]
-    return others, (weights + dense if weights else [])
-
-
 def explain(error: Exception, name: str, revision: str | None) -> Exception:
     """Say in our words why huggingface_hub failed; what is a mistake of ours is given back as it is."""
     from huggingface_hub import constants
@@ -208,47 +95,6 @@ def explain(error: Exception, name: str, revision: str | None) -> Exception:
     if isinstance(error, OSError | ValueError) or _is_of_http_library(error):
         return _unreachable(endpoint, _reason(error))
     return error
-
-
-def _expanded(text: str) -> str:
-    return os.path.expandvars(os.path.expanduser(text))
-
-
-def _weight_set(root: Collection[str]) -> tuple[str, set[str]]:
-    """Find the pattern that decides what vLLM loads, and what it loads of the top directory."""
-    for pattern in _WEIGHTS:
-        if any(fnmatchcase(name, pattern) for name in root):
-            return pattern, {n for n in root if fnmatchcase(n, pattern) and not n.endswith(_NOT_LOADED)}
-    return "", set()
-
-
-def _read_shards(index: Path) -> frozenset[str] | None:
-    """Read which files an index names; None if it cannot be read."""
-    try:
-        return _shards_of(json.loads(index.read_text("utf-8")))
-    except (OSError, ValueError):
-        return None
-
-
-def _shards_of(index: Any) -> frozenset[str]:
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict):
-        raise ValueError("no weight_map")
-    return frozenset(value for value in weight_map.values() if isinstance(value, str))
-
-
-def _counted_shards(file: str) -> set[str]:
-    """Name all the shards of the set that one of them belongs to."""
-    shard = _SHARD.fullmatch(file)
-    if not shard:
-        return {file}
-    head, count, tail = shard["head"], shard["count"], shard["tail"]
-    width = len(file) - len(f"{head}--of-{count}{tail}")
-    return {f"{head}-{number:0{width}}-of-{count}{tail}" for number in range(1, min(int(count), 10_000) + 1)}
-
-
-def _folders(paths: Iterable[str]) -> set[str]:
-    return {path.rpartition("/")[0] for path in paths if path.endswith(".safetensors")}
 
 
 def _check_may_ask(name: str) -> None:
@@ -311,8 +157,8 @@ def _ask(name: str, revision: str | None, timeout: float, read_index: bool) -> H
         probe = next((path for path in (CONFIG, "params.json") if path in files), None)
         config = _read_json(name, commit, probe, timeout) if probe else None
         shards: frozenset[str] = frozenset()
-        if read_index and _INDEX in files and _weight_set(files)[0] == "*.safetensors":
-            shards = _shards_of(_read_json(name, commit, _INDEX, timeout))
+        if read_index and INDEX in files and weight_set(files)[0] == "*.safetensors":
+            shards = shards_of(_read_json(name, commit, INDEX, timeout))
     except Exception as error:
         raise explain(error, name, revision) from None
     others, weights = ([files[path] for path in chosen] for chosen in choose_files(files, shards))
@@ -335,7 +181,7 @@ def _hub_file(sibling: Any) -> HubFile:
 
 
 def _is_loaded(path: str) -> bool:
-    return "/" not in path and not path.endswith(_NOT_LOADED)
+    return "/" not in path and not path.endswith(NOT_LOADED)
 
 
 def _sum(files: Iterable[HubFile]) -> int | None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from vllm_stack.errors import HubUnreachable, ModelError
-from vllm_stack.hub import ask_hub, cached_snapshot, is_whole, uses_modelscope
-from vllm_stack.model_config import ModelConfig, parse_config
-from vllm_stack.model_weights import with_weights
+from vllm_stack.model.config import ModelConfig, parse_config
+from vllm_stack.model.hub import ask_hub, uses_modelscope
+from vllm_stack.model.hub_cache import cached_snapshot, is_whole
+from vllm_stack.model.weights import with_weights
 
 # huggingface_hub's rule for repository ids (validate_repo_id), at most one "/".
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vllm_stack.errors import UsageError
-from vllm_stack.model_config import ModelConfig
-from vllm_stack.model_rules import kv_heads_per_gpu, splits
+from vllm_stack.model.config import ModelConfig
+from vllm_stack.model.rules import kv_heads_per_gpu, splits
 from vllm_stack.sizes import GIB, gib
 
 Verdict = Literal["fits", "tight", "too-big"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vllm_stack.model_config import ModelConfig, as_count
+from vllm_stack.model.config import ModelConfig, as_count
 
 _INDEXES = ("consolidated.safetensors.index.json", "model.safetensors.index.json")
 # Files of training that vLLM leaves out (weight_utils.py, filter_files_not_needed_for_inference).
