@@ -10,7 +10,7 @@ from vllm_stack.errors import ModelError, StackError, UsageError
 from vllm_stack.gpus.assignment import Slice
 from vllm_stack.inventory import Inventory
 from vllm_stack.model.find import Model
-from vllm_stack.model.fit import LARGEST_SIZE, smallest_size
+from vllm_stack.model.fit import smallest_size
 from vllm_stack.options import Options
 from vllm_stack.placement import places
 from vllm_stack.sizes import gib
@@ -45,13 +45,13 @@ def _size(options: Options, inventory: Inventory) -> tuple[int, str]:
     config = inventory.model.config if isinstance(inventory.model, Model) else None
     if config is None or config.weight_bytes is None or not memories:
         return 1, "because the size of the model, or of the GPUs, is not known"
-    demand = demand_of(options, min(memories))
-    size = smallest_size(config, demand)
+    most = 1 if any(gpu.mig_enabled for one in single for gpu in one.gpus) else len(single)
+    size = smallest_size(config, demand_of(options, min(memories), most))
     if size is None:
         raise ModelError(
-            f"--tensor-parallel-size auto: no {LARGEST_SIZE} GPUs of {gib(min(memories))} hold "
-            f"{options.model} ({gib(config.weight_bytes)} of weights) and one request of its longest length: "
-            "use GPUs with more memory, a smaller quantization, or a shorter --max-model-len after `--`"
+            f"--tensor-parallel-size auto: {most} free GPU{'s' * (most > 1)} of {gib(min(memories))} cannot "
+            f"hold {options.model} ({gib(config.weight_bytes)} of weights) and one request of its longest "
+            "length: use GPUs with more memory, a smaller quantization, or `-- --max-model-len` with less"
         )
     return size, f"the fewest GPUs of {gib(min(memories))} that hold it"
 

@@ -5,26 +5,36 @@ Nothing here imports gevent, vllm or torch: `--help` and `render` answer at once
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import click
 
 from vllm_stack import __version__
-from vllm_stack.cli_options import option, out_option, render_options
+from vllm_stack.cli_options import Seconds, option, out_option, render_options
 from vllm_stack.errors import StackError, UsageError
+from vllm_stack.given import absolute, check_text
 from vllm_stack.options import Options
 from vllm_stack.sizes import MIB
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+# What no file is named for, and what is not our doing: a full disk behind stdout, too many open files.
+_OF_THE_MACHINE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
 
 
 def main() -> None:
     """Run the command line and exit: 0 ok, 1 expected failure, 2 usage, 3 a bug of ours, 130 Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal need not know every letter
     sys.exit(run(sys.argv[1:]))
 
 
@@ -36,22 +46,49 @@ def run(argv: list[str]) -> int:
         result = _group.main(argv, prog_name="vllm-stack", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except StackError as error:
-        click.echo(f"vllm-stack: {_one_line(str(error))}", err=True)
+        _say(f"vllm-stack: {_one_line(str(error))}")
         return error.exit_code
     except click.exceptions.Abort:
         return 130
     except click.ClickException as error:
-        error.show()
+        try:
+            error.show()
+        except OSError:
+            _silence(sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader left (`vllm-stack ... | head`): nothing is wrong, and nothing more can be said.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (_ReaderLeft, BrokenPipeError):
+        # `vllm-stack ... | head`: nothing is wrong, and nothing more can be said.
+        _silence(sys.stdout)
         return 0
+    except OSError as error:
+        if error.filename is None and error.errno not in _OF_THE_MACHINE:
+            _report_bug(argv)
+            return 3
+        if error.filename is None:
+            _silence(sys.stdout)
+        named = "" if error.filename is None else f"{error.filename}: "
+        _say(f"vllm-stack: {_one_line(named)}{error.strerror or error}")
+        return 1
     except Exception:  # the one catch-all: what gets here is our bug
         _report_bug(argv)
         return 3
+
+
+def _say(line: str) -> None:
+    """Write a line to stderr, unless there is none that takes it."""
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        _silence(sys.stderr)
+
+
+def _silence(stream: TextIO | None) -> None:
+    """Let what a stream could not be rid of go nowhere: the interpreter would complain of it at its end."""
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        if stream is not None:
+            os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _one_line(message: str) -> str:
@@ -63,15 +100,35 @@ def _report_bug(argv: list[str]) -> None:
     import traceback
 
     verb = argv[0] if argv else ""
-    click.echo(
+    _say(
         "vllm-stack: this is a bug of ours. Please report it with what follows:\n\n"
         f"vllm-stack {__version__}, Python {platform.python_version()}, {platform.platform()}, {verb!r}\n"
-        f"{traceback.format_exc()}",
-        err=True,
+        f"{traceback.format_exc()}"
     )
 
 
+class _ReaderLeft(Exception):
+    """Whoever read our output does not any more."""
+
+
+class _Group(click.Group):
+    """Takes a broken pipe out of click's hands, which would make exit code 1 of it."""
+
+    def make_context(self, *args: Any, **settings: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **settings)
+        except BrokenPipeError:
+            raise _ReaderLeft from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise _ReaderLeft from None
+
+
 @click.group(
+    cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 ok, 1 something expected went wrong, 2 usage, 3 a bug of ours, 130 Ctrl-C.",
 )
@@ -172,7 +229,20 @@ def fetch(model: str, revision: str | None, as_json: bool) -> None:
     fetch_model(model, revision, as_json)
 
 
-def _options(
+def _options(**settings: Any) -> Options:
+    """Make one value of what the command line says, and of the files that it names."""
+    for parameter in click.get_current_context().command.params:
+        # Keys are looked at by themselves, and never shown.
+        if parameter.name in settings and parameter.name != "api_keys":
+            names = {"model": "MODEL", "vllm_args": "After `--`"}
+            check_text(names.get(parameter.name, parameter.opts[0]), settings[parameter.name])
+    for name in ("host", "revision"):
+        if settings[name] == "":
+            raise UsageError(f"--{name} is empty: name one, or leave it out")
+    return _made_options(**settings)
+
+
+def _made_options(
     api_keys: tuple[str, ...],
     api_key_file: Path | None,
     tls_cert: Path | None,
@@ -185,7 +255,6 @@ def _options(
     skip_checks: tuple[str, ...],
     **settings: Any,
 ) -> Options:
-    """Make one value of what the command line says, and of the files that it names."""
     from vllm_stack.checks.run import check_names
     from vllm_stack.gpus.mask import parse_gpu_list
     from vllm_stack.keys import check_keys, read_key_file
@@ -198,7 +267,7 @@ def _options(
     settings |= dict.fromkeys(automatic, 1)
     addresses = parse_upstreams(upstreams)
     if upstream_key_file is not None:
-        upstream_key_file = upstream_key_file.expanduser().absolute()
+        upstream_key_file = absolute(upstream_key_file)
         read_upstream_keys(upstream_key_file, addresses)
     if tls_cert is not None or tls_key is not None:
         from vllm_stack.tls_files import check_tls_files
@@ -222,7 +291,7 @@ def _options(
 def _timeout_option(help_text: str) -> Callable[[_Function], _Function]:
     return option(
         "--timeout",
-        type=click.FloatRange(min=0),
+        type=Seconds(min=0),
         default=1800.0,
         show_default=True,
         metavar="SECONDS",
@@ -308,7 +377,7 @@ def down(out: Path) -> None:
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=1),
+    type=Seconds(min=1),
     default=900.0,
     show_default=True,
     metavar="SECONDS",

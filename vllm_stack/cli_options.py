@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -27,9 +28,20 @@ def _header_name(context: click.Context, parameter: click.Parameter, value: str)
 
 
 def _stagger(context: click.Context, parameter: click.Parameter, value: str) -> str:
-    if value not in ("auto", "none") and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+    number = re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)
+    if value not in ("auto", "none") and not (number and math.isfinite(float(value))):
         raise click.BadParameter(f"{value!r} is neither auto nor none nor a number of seconds")
     return value
+
+
+class Seconds(click.FloatRange):
+    """A finite number: `nan` is in no order to any bound, and no clock comes to `inf`."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> float:
+        seconds = float(super().convert(value, parameter, context))
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a finite number of seconds", parameter, context)
+        return seconds
 
 
 class CountOrAuto(click.ParamType[int | Literal["auto"]]):
@@ -37,8 +49,8 @@ class CountOrAuto(click.ParamType[int | Literal["auto"]]):
 
     name = "count"
 
-    def __init__(self, least: int) -> None:
-        self._count = click.IntRange(min=least)
+    def __init__(self, least: int, most: int) -> None:
+        self._count = click.IntRange(least, most)
 
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
@@ -68,7 +80,7 @@ def render_options(function: _Function) -> _Function:
 _RENDER_OPTIONS = (
     option(
         "--workers",
-        type=CountOrAuto(least=0),
+        type=CountOrAuto(least=0, most=1024),
         default=1,
         show_default=True,
         help="vLLM servers to run; 0 runs none and sends everything to --upstream; auto: as many as the free "
@@ -76,7 +88,7 @@ _RENDER_OPTIONS = (
     ),
     option(
         "--tensor-parallel-size",
-        type=CountOrAuto(least=1),
+        type=CountOrAuto(least=1, most=64),
         default=1,
         show_default=True,
         help="GPUs of each worker; auto: the fewest that hold the model.",
@@ -223,7 +235,7 @@ _RENDER_OPTIONS = (
     ),
     option(
         "--queue-timeout",
-        type=click.FloatRange(min=0),
+        type=Seconds(min=0),
         default=10.0,
         show_default=True,
         metavar="SECONDS",
@@ -233,7 +245,7 @@ _RENDER_OPTIONS = (
     ),
     option(
         "--response-timeout",
-        type=click.FloatRange(min=1),
+        type=Seconds(min=1),
         default=900.0,
         show_default=True,
         metavar="SECONDS",
@@ -241,7 +253,7 @@ _RENDER_OPTIONS = (
     ),
     option(
         "--restart-delay",
-        type=click.FloatRange(min=0),
+        type=Seconds(min=0),
         default=30.0,
         show_default=True,
         metavar="SECONDS",
@@ -249,14 +261,14 @@ _RENDER_OPTIONS = (
     ),
     option(
         "--restart-delay-max",
-        type=click.FloatRange(min=0),
+        type=Seconds(min=0),
         default=0.0,
         metavar="SECONDS",
         help="Let the pause double with every failure in a row, up to this.  [default: it never grows]",
     ),
     option(
         "--start-timeout",
-        type=click.FloatRange(min=0),
+        type=Seconds(min=0),
         default=1800.0,
         show_default=True,
         metavar="SECONDS",
@@ -275,7 +287,7 @@ _RENDER_OPTIONS = (
     ),
     option(
         "--wedge-timeout",
-        type=click.FloatRange(min=0),
+        type=Seconds(min=0),
         default=120.0,
         show_default=True,
         metavar="SECONDS",
@@ -284,7 +296,7 @@ _RENDER_OPTIONS = (
     ),
     option(
         "--drain-timeout",
-        type=click.FloatRange(min=0),
+        type=Seconds(min=0),
         default=15.0,
         show_default=True,
         metavar="SECONDS",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,9 @@ def write_files(files: Iterable[File]) -> None:
     try:
         for file in files:
             target = file.path
-            waiting.append((_write_beside(file), target))
+            temporary = target.with_name(f".{target.name}.{os.getpid()}")
+            waiting.append((temporary, target))
+            _write(file, temporary)
         while waiting:
             temporary, target = waiting[0]
             temporary.replace(target)
@@ -59,18 +60,19 @@ def write_files(files: Iterable[File]) -> None:
 
 def shown(path: Path) -> Path:
     """Show a path the way the user would type it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _write_beside(file: File) -> Path:
-    descriptor, name = tempfile.mkstemp(prefix=f".{file.path.name}.", dir=file.path.parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(file.text)
-            stream.flush()
-            os.fchmod(stream.fileno(), file.mode)
-            os.fsync(stream.fileno())
-    except BaseException:
-        os.unlink(name)
-        raise
-    return Path(name)
+        here = Path.cwd()
+    except FileNotFoundError:  # the working directory was removed
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _write(file: File, path: Path) -> None:
+    """Write a file of that name afresh, to the disk, with its mode from the first moment."""
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, file.mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(file.text)
+        stream.flush()
+        os.fchmod(stream.fileno(), file.mode)
+        os.fsync(stream.fileno())

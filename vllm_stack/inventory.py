@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_stack.errors import ModelError, PortError, VllmCommandError
+from vllm_stack.errors import ModelError, OutputError, PortError, VllmCommandError
 from vllm_stack.gpus.amd_mask import HIP_MASK, ROCR_MASK, left_by_rocr
 from vllm_stack.gpus.box import GpuBox
 from vllm_stack.gpus.driver import read_box
@@ -19,7 +19,9 @@ from vllm_stack.machine import Machine, free_bytes, read_machine
 from vllm_stack.model.find import Model, read_model
 from vllm_stack.model.hub_cache import cache_directory
 from vllm_stack.options import Options
+from vllm_stack.out_directory import check_out
 from vllm_stack.ports import check_free, port_uses
+from vllm_stack.vllm_arguments import value_of
 from vllm_stack.vllm_command import VllmCommand, find_vllm
 from vllm_stack.vllm_options.known import read_options
 
@@ -41,6 +43,8 @@ class Inventory:
     gpu_masks: Mapping[str, str]
     machine: Machine
     ports: PortError | None
+    # Why --out cannot be a stack's directory.
+    out: OutputError | None
     python: Path
     root: bool
     tls_warning: str | None = None
@@ -75,26 +79,41 @@ def take_inventory(options: Options, say: Callable[[str], object]) -> Inventory:
         vllm_options=_vllm_options(options, vllm, say),
         gpus=GpuBox(()) if options.on_cpu or not options.workers else left_by_rocr(masks, read_box()),
         gpu_masks=masks,
-        machine=read_machine(options.out.expanduser().absolute()),
+        machine=read_machine(Layout.at(options.out).out),
         ports=taken_port(options),
+        out=_out_trouble(options),
         python=Path(sys.executable),
         root=os.geteuid() == 0,
         tls_warning=_tls_warning(options),
-        model_disk_free=_model_disk_free(model),
+        model_disk_free=_model_disk_free(options, model),
     )
 
 
 def _find_model(options: Options) -> Model | ModelError:
     try:
-        return read_model(options.model, options.revision, ask="hub" not in options.skip_checks)
+        # A pure balancer loads no model: what its name means is the business of others.
+        ask = "hub" not in options.skip_checks and options.workers > 0
+        elsewhere = value_of(options.vllm_args, "--hf-config-path") is not None
+        return read_model(options.model, options.revision, ask, needs_config=not elsewhere)
     except ModelError as error:
         return error
 
 
-def _model_disk_free(model: Model | ModelError) -> int | None:
+def _model_disk_free(options: Options, model: Model | ModelError) -> int | None:
+    """Look where vLLM would download the model to, unless it is told to load other weights."""
     if isinstance(model, ModelError) or model.download_bytes is None:
         return None
-    return free_bytes(cache_directory())
+    if value_of(options.vllm_args, "--load-format") not in (None, "auto", "safetensors", "hf"):
+        return None
+    return free_bytes(Path(value_of(options.vllm_args, "--download-dir") or cache_directory()))
+
+
+def _out_trouble(options: Options) -> OutputError | None:
+    try:
+        check_out(Layout.at(options.out))
+    except OutputError as error:
+        return error
+    return None
 
 
 def _find_vllm(command: str) -> VllmCommand | VllmCommandError:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import stat
 from pathlib import Path
 
 from vllm_stack.errors import UsageError
+from vllm_stack.given import expanded
+from vllm_stack.regular_file import MOST_KEYS, open_regular, read_at_most
 
 
 def new_key() -> str:
@@ -23,12 +26,18 @@ def hash_key(key: bytes) -> bytes:
 def read_key_file(path: Path, option: str = "--api-key-file") -> tuple[str, ...]:
     """Read keys, one per line; empty lines and lines that start with `#` do not count.
 
-    Raises `UsageError` when the file is missing, empty, or readable by anyone but its owner; the
-    message names the option it was given with.
+    A pipe of the shell (`<(...)`, /dev/stdin) is read to its end. Raises `UsageError` when the file is
+    missing, empty, neither a file nor such a pipe, or readable by anyone but its owner; the message
+    names the option it was given with.
     """
+    path = expanded(path)
     try:
-        mode = path.stat().st_mode
-        text = path.read_text("utf-8")
+        with open_regular(path, or_pipe=True) as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            text = read_at_most(stream, path, MOST_KEYS).decode("utf-8")
+    except UnicodeDecodeError:
+        # Not the error's own words: they would show what is in the file.
+        raise UsageError(f"{option} {path} cannot be read: it is not text in UTF-8") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{option} {path} cannot be read: {error}") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):

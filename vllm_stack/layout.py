@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_stack.errors import OutputError
+from vllm_stack.given import absolute
 
 # supervisord binds its socket as PATH.PID and then links it; a unix socket path holds 107 bytes.
 _SOCKET_PATH_MAX = 107 - len(".4194304")
@@ -61,8 +62,7 @@ class Layout:
     @classmethod
     def at(cls, out: Path) -> Layout:
         """Take `out` as the user gave it; raises `OutputError` for a path supervisord would misread."""
-        path = out.expanduser().absolute()
-        path = Path(os.path.normpath(path))
+        path = Path(os.path.normpath(absolute(out)))
         if not is_plain(str(path)):
             raise OutputError(
                 f"--out {str(path)!r} has a character that supervisord's configuration gives a meaning "
@@ -140,7 +140,7 @@ class Layout:
 
     def worker_boxes(self) -> list[str]:
         """Name the workers that ever had a working directory here, those of earlier renders included."""
-        names = (path.name for path in self.run.glob("worker-*") if path.is_dir())
+        names = (path.name for path in self.run.glob("worker-*") if os.path.isdir(path))
         return sorted(name for name in names if _WORKER_NAME.fullmatch(name))
 
     def stack_in_force(self) -> Path | None:

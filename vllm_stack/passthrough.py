@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from vllm_stack.errors import UsageError
+from vllm_stack.given import absolute, expanded
 
 # vLLM's option -> what the user should say instead.
 _OURS = {
@@ -29,6 +31,8 @@ _SHORT = {
     "-pp": "--pipeline-parallel-size",
     "-dp": "--data-parallel-size",
 }
+# With these vLLM serves nothing; no other option begins with `--hel`.
+_HELP = frozenset({"-h", "--hel", "--help"})
 # Options of vLLM 0.32 whose value is a path.
 _PATHS = frozenset(
     {
@@ -56,13 +60,13 @@ _PERHAPS_PATHS = frozenset(
 
 
 def accept(
-    args: tuple[str, ...], exists: Callable[[Path], bool] = Path.exists, cwd: Path | None = None
+    args: tuple[str, ...], exists: Callable[[Path], bool] = os.path.exists, cwd: Path | None = None
 ) -> tuple[str, ...]:
     """Check the arguments after `--` and make the paths among them absolute.
 
-    Raises `UsageError` for an option that vllm-stack sets itself, naming what to use instead.
+    Raises `UsageError` for an option that vllm-stack sets itself, naming what to use instead, and for one
+    with which vLLM would print something and end.
     """
-    here = cwd or Path.cwd()
     accepted: list[str] = []
     option = ""
     for arg in args:
@@ -73,9 +77,9 @@ def accept(
             option = _canonical(option)
             _refuse_ours(arg, option)
             if equals:
-                arg = f"{arg.partition('=')[0]}={_absolute(option, value, here, exists)}"
+                arg = f"{arg.partition('=')[0]}={_absolute(option, value, cwd, exists)}"
         else:
-            arg = _absolute(option, arg, here, exists)
+            arg = _absolute(option, arg, cwd, exists)
         accepted.append(arg)
     return tuple(accepted)
 
@@ -87,6 +91,8 @@ def has_option(args: tuple[str, ...], name: str) -> bool:
 
 def _refuse_ours(arg: str, option: str) -> None:
     """vLLM's parser takes `--por` for `--port`: an abbreviation of an option of ours is one, too."""
+    if option in _HELP:
+        raise UsageError(f"{arg!r} after `--` prints a help and ends: ask `vllm serve {arg}` yourself")
     if option in _OURS:
         raise UsageError(f"{arg!r} after `--` is set by vllm-stack: {_OURS[option]}")
     for ours, instead in _OURS.items():
@@ -112,12 +118,20 @@ def _is_number(arg: str) -> bool:
     return True
 
 
-def _absolute(option: str, value: str, here: Path, exists: Callable[[Path], bool]) -> str:
+def _absolute(option: str, value: str, here: Path | None, exists: Callable[[Path], bool]) -> str:
     """Make a relative path absolute: workers run in directories of their own."""
     name, equals, path = value.partition("=") if option == "--lora-modules" else ("", "", value)
     if not path or path.startswith(("/", "{", "[")):
         return value
     marked = path.startswith(("./", "../", "~/")) or path in (".", "..")
-    target = here / Path(path).expanduser()
-    is_path = marked or option in _PATHS or (option in _PERHAPS_PATHS and exists(target))
-    return f"{name}{equals}{target.absolute()}" if is_path else value
+    # Not by way of `expanded`: what is no path, such as an inline template, is no mistake here.
+    is_path = (
+        marked
+        or option in _PATHS
+        or (option in _PERHAPS_PATHS and exists(_below(here, Path(os.path.expanduser(path)))))
+    )
+    return f"{name}{equals}{absolute(_below(here, expanded(path)))}" if is_path else value
+
+
+def _below(here: Path | None, path: Path) -> Path:
+    return path if here is None else here / path

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from vllm_stack.address import Address
-from vllm_stack.errors import UsageError
 from vllm_stack.gpus.amd_mask import kept_masks
 from vllm_stack.gpus.box import Vendor
 from vllm_stack.in_force import fingerprint
 from vllm_stack.inventory import Inventory
 from vllm_stack.layout import Layout
+from vllm_stack.option_rules import check_options
 from vllm_stack.options import Options
 from vllm_stack.passthrough import accept
 from vllm_stack.placement import places
@@ -84,10 +84,9 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
     sentence that names the value and the way out.
     """
     layout = Layout.at(options.out)
-    _check_upstreams(options)
+    check_options(options)
     check_overlap(port_uses(options))
     model = inventory.found_model()
-    _check_delays(options)
     timings = Timings(options.restart_delay, options.drain_timeout)
     args = accept(options.vllm_args)
     vllm = VllmCommand((), None) if not options.workers else inventory.found_vllm()
@@ -125,30 +124,6 @@ def make_plan(options: Options, inventory: Inventory) -> Plan:
         notes=tuple(_notes(options, inventory)),
         vendor=inventory.gpus.vendor,
     )
-
-
-def _check_upstreams(options: Options) -> None:
-    """Refuse a stack that would send to nobody, or to itself."""
-    if not options.workers and not options.upstreams:
-        raise UsageError(
-            "--workers 0 leaves nobody to send to: name at least one --upstream http://host:port"
-        )
-    own = {options.port: "--port", options.admin_port: "--admin-port"}
-    own |= dict.fromkeys(options.worker_ports, "--base-port")
-    for address in options.upstreams:
-        if address.is_loopback and address.port in own:
-            raise UsageError(
-                f"--upstream http://{address} is this stack itself ({own[address.port]} {address.port}): "
-                "leave it out, or name another box"
-            )
-
-
-def _check_delays(options: Options) -> None:
-    if 0 < options.restart_delay_max < options.restart_delay:
-        raise UsageError(
-            f"--restart-delay-max {options.restart_delay_max:g} is shorter than --restart-delay "
-            f"{options.restart_delay:g}: make it longer, or leave it out for a constant delay"
-        )
 
 
 def _engine(vllm: VllmCommand, options: Options, args: tuple[str, ...]) -> str:

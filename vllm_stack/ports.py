@@ -41,10 +41,7 @@ def check_overlap(uses: Iterable[PortUse]) -> None:
     """Raise `PortError` when two parts share a port, or one lies outside 1..65535."""
     seen: dict[int, PortUse] = {}
     for use in uses:
-        if not 1 <= use.port <= HIGHEST:
-            raise PortError(
-                f"{use.owner} would get port {use.port}, outside 1..{HIGHEST}: lower {use.option}"
-            )
+        _check_exists(use)
         other = seen.setdefault(use.port, use)
         if other is not use:
             raise PortError(
@@ -53,8 +50,16 @@ def check_overlap(uses: Iterable[PortUse]) -> None:
             )
 
 
+def _check_exists(use: PortUse) -> None:
+    if not 1 <= use.port <= HIGHEST:
+        raise PortError(f"{use.owner} would get port {use.port}, outside 1..{HIGHEST}: lower {use.option}")
+
+
 def check_free(uses: Iterable[PortUse], is_free: Callable[[str, int], bool] | None = None) -> None:
-    """Raise `PortError` for the first port that cannot be bound now."""
+    """Raise `PortError` for the first port that there is not, or that cannot be bound now."""
+    uses = tuple(uses)
+    for use in uses:
+        _check_exists(use)
     free = is_free or can_bind
     for use in uses:
         if not free(use.host, use.port):
@@ -68,20 +73,23 @@ def check_free(uses: Iterable[PortUse], is_free: Callable[[str, int], bool] | No
 def can_bind(host: str, port: int) -> bool:
     """Tell whether `host:port` can be bound; raises `PortError` for an address not of this machine."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As servers do: a port in TIME_WAIT is free. SO_REUSEPORT is left out on purpose: with it
-        # two stacks would share a port without a word.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As servers do: a port in TIME_WAIT is free. SO_REUSEPORT is left out on purpose: with it
+            # two stacks would share a port without a word.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        except PermissionError as error:
-            raise PortError(f"Port {port} cannot be opened by this user: {error.strerror}") from None
-        except socket.gaierror as error:
-            raise PortError(f"--host {host!r} is not an address: {error.strerror}") from None
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return False
-            raise PortError(f"{host}:{port} cannot be opened: {error.strerror}") from None
+    except PermissionError as error:
+        raise PortError(f"Port {port} cannot be opened by this user: {error.strerror}") from None
+    except socket.gaierror as error:
+        raise PortError(f"--host {host!r} is not an address: {error.strerror}") from None
+    except UnicodeError:
+        # What the codec of host names refuses, e.g. a label of more than 63 characters.
+        raise PortError(f"--host {host!r} is not an address: no host can have that name") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        raise PortError(f"{host}:{port} cannot be opened: {error.strerror}") from None
     return True
 
 
@@ -91,7 +99,7 @@ def _listener(port: int) -> str:
 
     try:
         connections = psutil.net_connections("tcp")
-    except psutil.Error:
+    except (psutil.Error, OSError):
         return ""
     for connection in connections:
         if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_stack.errors import UsageError
+from vllm_stack.given import absolute
+from vllm_stack.regular_file import MOST_KEYS, read_regular
 
 # Automatic renewals come 30 days before the end: with fewer than these left, one has failed.
 _WARN_DAYS = 14
@@ -33,7 +35,7 @@ def check_tls_files(certificate: Path | None, key: Path | None) -> tuple[Path, P
     if certificate is None or key is None:
         given, missing = ("--tls-cert", "--tls-key") if key is None else ("--tls-key", "--tls-cert")
         raise UsageError(f"{given} {certificate or key} needs {missing} as well: TLS takes both")
-    files = TlsFiles(certificate.expanduser().absolute(), key.expanduser().absolute())
+    files = TlsFiles(absolute(certificate), absolute(key))
     _read("--tls-cert", files.certificate, "CERTIFICATE")
     _check_key(files.key)
     server_context(files)
@@ -72,7 +74,7 @@ def expiry_warning(files: TlsFiles, now: float | None = None) -> str | None:
 
 def _read(option: str, path: Path, marker: str) -> str:
     try:
-        text = path.read_text("utf-8", "replace")
+        text = read_regular(path, MOST_KEYS).decode("utf-8", "replace")
     except OSError as error:
         raise UsageError(f"{option} {path} cannot be read: {error.strerror}") from None
     if f"{marker}-----" not in text:

@@ -12,6 +12,9 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vllm_stack.regular_file import read_regular
+from vllm_stack.sizes import MIB
+
 # vllm/config/cache.py, vLLM 0.32.
 DEFAULT_SHARE = 0.92
 # A key of a flat YAML file with a plain or a quoted value.
@@ -20,6 +23,27 @@ _SETTING = re.compile(
     r"""(?:"([^"\n]*)"|'([^'\n]*)'|([^\s"'#][^\n]*?))[ \t]*(?:[ \t]#[^\n]*)?$""",
     re.MULTILINE,
 )
+# The most (bytes) of a --config that is looked at; vLLM reads longer ones too, but nobody writes them.
+_MOST_CONFIG = MIB
+# The options of vLLM 0.32 whose whole name begins another's, which argparse never takes for that other:
+# all pairs of `vllm_options.known.read_options` were compared.
+_WHOLE = frozenset(
+    {
+        "--chat-template",
+        "--config",
+        "--data-parallel-size",
+        "--grpc",
+        "--kv-cache-dtype",
+        "--kv-cache-metrics",
+        "--long-prefill-token-threshold",
+        "--model",
+        "--numa-bind",
+        "--quantization",
+        "--reasoning-parser",
+        "--tokenizer",
+        "--watermark",
+    }
+)
 _NULL = ("", "~", "null", "Null", "NULL")
 
 
@@ -27,9 +51,8 @@ def value_of(argv: Sequence[str], *names: str) -> str | None:
     """Give what vLLM's option with these names (`--dashes`, or `-q`) is set to; None if it is not.
 
     The last one counts, and those of `--config` come before all others. A beginning of a name counts
-    as that name, because vLLM refuses one that fits several; so an option whose whole name begins
-    another's is taken for that one: `--model` for `--model-impl`. An option without a value gives
-    the word after it.
+    as that name, because vLLM refuses one that fits several, unless it is the whole name of another option:
+    `--model` is no `--model-impl`. An option without a value gives the word after it.
     """
     given = None
     for option, value in (*_configured(argv), *_options(argv)):
@@ -73,9 +96,14 @@ def _configured(argv: Sequence[str]) -> Iterator[tuple[str, str]]:
     for word, path in itertools.pairwise(argv):
         if word == "--config":
             with contextlib.suppress(OSError, ValueError):
-                for _, key, *values in _SETTING.findall(Path(path).read_text("utf-8")):
+                for _, key, *values in _SETTING.findall(_read(path)):
                     if (value := "".join(values)) not in _NULL:
                         yield _dashed(f"--{key}"), value
+
+
+def _read(path: str) -> str:
+    """Read a text as `Path.read_text` does, which knows one kind of line end."""
+    return read_regular(Path(path), _MOST_CONFIG).decode("utf-8").replace("\r\n", "\n")
 
 
 def _dashed(option: str) -> str:
@@ -83,4 +111,5 @@ def _dashed(option: str) -> str:
 
 
 def _means(option: str, name: str) -> bool:
-    return option == name or (len(option) > len("--") and option.startswith("--") and name.startswith(option))
+    abbreviates = len(option) > len("--") and option.startswith("--") and name.startswith(option)
+    return option == name or (abbreviates and option not in _WHOLE)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_stack.errors import UsageError, VllmCommandError
+from vllm_stack.given import absolute
 
 # torch/version.py: `cuda: Optional[str] = '13.0'`
 _CUDA = re.compile(r"""^cuda\b[^=\n]*=\s*["'](\d+)\.(\d+)""", re.MULTILINE)
@@ -55,19 +56,23 @@ def find_vllm(command: str) -> VllmCommand:
 
 def _find_program(word: str) -> Path | None:
     if os.sep in word:
-        path = Path(word).expanduser().absolute()
-        return path if path.is_file() and os.access(path, os.X_OK) else None
+        path = absolute(word)
+        return path if _can_run(path) else None
     # Not resolve(): the interpreter of a virtual environment is a link out of it.
     beside = Path(sys.executable).absolute().parent / word
-    if beside.is_file() and os.access(beside, os.X_OK):
+    if _can_run(beside):
         return beside
     found = shutil.which(word)
-    return Path(found).absolute() if found else None
+    return absolute(found) if found else None
+
+
+def _can_run(path: Path) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)
 
 
 def _absolute_file(word: str) -> str:
     """Make a script named by a relative path absolute: workers run in directories of their own."""
-    return str(Path(word).absolute()) if os.sep in word and Path(word).is_file() else word
+    return str(absolute(word)) if os.sep in word and os.path.isfile(word) else word
 
 
 def _version_beside(program: Path) -> str | None:

@@ -54,7 +54,7 @@ class Ours(Proxy):
             *("--port", str(place.port), "--admin-port", str(place.spare_port), "--host", "127.0.0.1"),
             *("--api-key-file", keys, "--proxy-processes", str(self._processes)),
             # Any program will do: no worker is started.
-            *("--device", "cpu", "--vllm-command", sys.executable, "--skip-check", "vllm"),
+            *("--device", "cpu", "--vllm-command", sys.executable, "--skip-check", "vllm-build"),
             *("--worker-transport", self._transport),
         )
         if not (self._out(place) / "proxy.json").exists():

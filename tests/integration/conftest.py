@@ -49,7 +49,7 @@ CHAT = "/v1/chat/completions"
 def _unchecked() -> Iterator[None]:
     """No hub is asked here, and the fake vLLM is of whatever build its Python has beside it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_STACK_SKIP_CHECK", "hub vllm")
+        patch.setenv("VLLM_STACK_SKIP_CHECK", "hub vllm-build")
         yield
 
 

@@ -57,7 +57,7 @@ class Place:
             **{name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"},
             **self.box.environment,
             **{name: str(port) for name, port in ports},
-            "VLLM_STACK_SKIP_CHECK": "vllm",
+            "VLLM_STACK_SKIP_CHECK": "vllm-build",
             "VLLM_STACK_VLLM_COMMAND": str(self.home / "bin" / "vllm"),
             "HF_HUB_OFFLINE": "1",
             **self.env,
@@ -174,7 +174,7 @@ def no_driver(place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def type_that_the_gpu_does_not_compute(place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
     place.box.show(Gpu("GPU-t4", name="Tesla T4", total=16 * GIB, capability=(7, 5)))
-    return (place.model("smollm2-135m"), "--", "--dtype", "bfloat16"), ("dtype", "8.0", "Tesla T4", "half")
+    return (place.model("smollm2-135m"), "--", "--dtype", "bfloat16"), ("dtype", "8.0", "Tesla T4", "float16")
 
 
 CASES: list[Case] = [
@@ -233,22 +233,22 @@ def test_a_box_on_which_all_is_well_is_said_to_be_so_and_rendered(place: Place) 
     assert "worker-0: 0,1; worker-1: 2,3" in rows["gpus"]
     assert "32 attention heads, 8 KV heads" in rows["heads"]
     assert "weights 7.6 GiB" in rows["gpu-memory"]
-    assert "skipped" in rows["vllm"]
+    assert "skipped" in rows["vllm-build"]
     assert not (place.home / "out").exists()
     rendered, _ = place.run("render", *words)
     assert rendered.returncode == 0, rendered.stderr
     conf = (place.home / "out" / "supervisord.conf").read_text()
-    assert "; Rendered without these checks: vllm (--skip-check)." in conf
-    assert json.loads((place.home / "out" / "stack.json").read_text())["skipped_checks"] == ["vllm"]
+    assert "; Rendered without these checks: vllm-build (--skip-check)." in conf
+    assert json.loads((place.home / "out" / "stack.json").read_text())["skipped_checks"] == ["vllm-build"]
 
 
 def test_a_check_that_is_skipped_refuses_no_more(place: Place) -> None:
-    place.env["VLLM_STACK_SKIP_CHECK"] = "vllm vllm-options gpu-memory"
+    place.env["VLLM_STACK_SKIP_CHECK"] = "vllm-build vllm-options gpu-memory"
     model = place.model("llama-3.1-70b", 141_107_412_992)
     done, _ = place.run("render", model, "--", "--of-the-future")
     assert done.returncode == 0, done.stderr
     conf = (place.home / "out" / "supervisord.conf").read_text()
-    assert "; Rendered without these checks: vllm, vllm-options, gpu-memory (--skip-check)." in conf
+    assert "; Rendered without these checks: vllm-build, vllm-options, gpu-memory (--skip-check)." in conf
 
 
 @pytest.mark.parametrize("name", ["gpus", "model", "nonsense"])
@@ -392,7 +392,7 @@ def test_the_plan_says_who_gets_what_and_why_and_writes_nothing(place: Place) ->
     done, _ = place.run("plan", model, "--workers", "auto", "--tensor-parallel-size", "auto")
     assert done.returncode == 0, done.stderr
     said = done.stdout
-    assert "Workers  2 of 2 GPUs" in said
+    assert "Workers  2, 2 GPUs each" in said
     rows = [line.split() for line in said.splitlines()]
     assert ["0", ".", "NV", "SYS", "SYS"] in rows
     assert ["3", "SYS", "SYS", "NV", "."] in rows

@@ -402,3 +402,45 @@ def test_asking_tells_the_model_and_writes_nothing(hub: FakeHub, env: dict[str, 
     }
     assert not Path(env["HF_HOME"]).exists()
     assert len(hub.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1", "pip install socksio"),
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "x", "whole number"),
+        ("HF_HUB_ETAG_TIMEOUT", "1.5", "whole number"),
+        ("SSL_CERT_FILE", "/nope", "/nope"),
+        ("SSL_CERT_FILE", "/etc/hostname", "/etc/hostname"),
+        ("HF_ENDPOINT", "http://[", "HF_ENDPOINT"),
+    ],
+)
+def test_a_variable_that_nothing_can_be_sent_with_is_named(
+    hub: FakeHub, env: dict[str, str], variable: str, value: str, words: str
+) -> None:
+    said = refusal({**env, "NO_PROXY": "", "no_proxy": "", variable: value}, NAME)
+    assert variable in said
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        b"[]",
+        b"{}",
+        b'{"id": "org/name", "sha": 5}',
+        b'{"id": "org/name", "sha": "../../elsewhere"}',
+        b'{"id": "org/name", "sha": "0123", "siblings": [5]}',
+        b'{"id": "org/name", "sha": "0123", "siblings": [{"rfilename": 5}]}',
+        b'{"id": "org/name", "sha": "0123", "siblings": [{"rfilename": "a.bin", "size": "large"}]}',
+        b"[" * 200_000,
+    ],
+    ids=lambda page: page[:80].decode(),
+)
+def test_a_description_that_is_none_is_not_taken_for_a_hubs(
+    hub: FakeHub, env: dict[str, str], page: bytes
+) -> None:
+    hub.page = page
+    answer = ask(env)
+    assert answer["error"] == "HubUnreachable"
+    assert "\n" not in answer["message"]

@@ -572,6 +572,19 @@ def test_render_pins_each_worker_to_its_gpu_and_vllm_is_started_with_it(
             assert pins == {"CUDA_VISIBLE_DEVICES": str(worker), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
+def test_a_server_and_its_engine_run_on_the_cores_beside_their_gpu(stack: StackFactory, box: StandIn) -> None:
+    first, *_, last = cores = sorted(os.sched_getaffinity(0))
+    if len(cores) == 1:
+        pytest.skip("one core has no side")
+    one, other = gpus(2)
+    box.show(replace(one, cores=(first, first)), replace(other, cores=(last, last)))
+    with stack(workers=2, device="cuda", env=box.environment) as both:
+        both.up()
+        for worker, core in enumerate((first, last)):
+            for pid in both.tree(worker).below:
+                assert psutil.Process(pid).cpu_affinity() == [core]
+
+
 def test_render_refuses_more_workers_than_the_box_has_gpus(
     stack: StackFactory, box: StandIn, capfd: pytest.CaptureFixture[str]
 ) -> None:

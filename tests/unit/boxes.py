@@ -39,6 +39,7 @@ def inventory(**changes: Any) -> Inventory:
         "vllm": VllmCommand(("/opt/vllm/bin/vllm",), "0.32.0"),
         "vllm_options": None,
         "ports": None,
+        "out": None,
         "gpus": gpu_box(4),
         "gpu_masks": {} if mask is None else {"CUDA_VISIBLE_DEVICES": mask},
         "machine": machine(),

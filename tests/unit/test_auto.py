@@ -79,7 +79,7 @@ def test_the_budget_is_the_mask_or_the_list_of_the_user() -> None:
 
 
 def test_a_model_that_no_slice_holds_is_refused_with_its_size() -> None:
-    with pytest.raises(ModelError, match=r"no 16 GPUs of 80\.0 GiB hold org/model \(1862\.6 GiB"):
+    with pytest.raises(ModelError, match=r"8 free GPUs of 80\.0 GiB cannot hold org/model \(1862\.6 GiB"):
         decide(options(automatic=BOTH), box("llama-3.1-70b", 2 * 10**12))
 
 

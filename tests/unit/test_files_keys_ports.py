@@ -104,3 +104,23 @@ def test_a_port_that_is_bound_but_not_listening_counts_as_taken() -> None:
 def test_an_address_that_is_not_ours_is_named(host: str) -> None:
     with pytest.raises(PortError, match=host):
         can_bind(host, 8000)
+
+
+def test_a_port_that_there_is_not_is_refused_before_any_is_tried() -> None:
+    uses = [PortUse(port, "127.0.0.1", f"worker-{port}", "--base-port") for port in (65535, 65536)]
+    with pytest.raises(PortError, match=r"worker-65536 would get port 65536, outside 1\.\.65535"):
+        check_free(uses, is_free=lambda host, port: pytest.fail("one was tried"))
+
+
+def test_a_name_that_no_host_can_have_is_refused() -> None:
+    with pytest.raises(PortError, match="a" * 300):
+        can_bind("a" * 300, 8000)
+
+
+def test_a_key_file_that_is_no_text_is_refused_without_showing_it(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(b"secret\xff")
+    path.chmod(0o600)
+    with pytest.raises(UsageError, match="not text in UTF-8") as caught:
+        read_key_file(path)
+    assert "0xff" not in str(caught.value)

@@ -157,6 +157,32 @@ def test_a_model_in_float32_is_served_in_16_bits() -> None:
     assert term(estimate(wide, demand(dtype="float32")), "weights").bytes == 16_060_522_496
 
 
+def test_files_of_a_type_that_nothing_tells_may_be_loaded_as_half_of_them() -> None:
+    # A config without a type is one of float32 to vLLM, which loads it in 16 bits.
+    untold = config("qwen3-8b", dtype=None)
+    weights = term(estimate(untold, demand()), "weights")
+    assert (weights.bytes, weights.least) == (16_381_470_720, 8_190_735_360)
+    heavy = replace(untold, weight_bytes=90 * 10**9)
+    assert estimate(heavy, demand(max_length=8192)).verdict == "tight"
+    assert estimate(replace(heavy, dtype="bfloat16"), demand(max_length=8192)).verdict == "too-big"
+    assert estimate(replace(heavy, wide_bytes=0), demand(max_length=8192)).verdict == "too-big"
+    assert estimate(heavy, demand(gib=40, max_length=8192)).verdict == "too-big"
+    assert estimate(heavy, demand(max_length=8192, dtype="float32")).verdict == "too-big"
+
+
+def test_a_model_in_parts_is_refused_only_if_its_greater_part_is_too_much() -> None:
+    seeing = config("gemma-3-27b")
+    weights = term(estimate(seeing, demand()), "weights")
+    assert (weights.bytes, weights.least) == (54_864_812_768, 54_864_812_768 * 60 // 100)
+    fit = estimate(seeing, demand(gib=48, max_length=1024))
+    assert fit.verdict == "tight"
+    assert "51.1 GiB for the weights, parts of which vLLM may not load" in fit.sentence()
+    assert estimate(replace(seeing, in_parts=False), demand(gib=48, max_length=1024)).verdict == "too-big"
+    fit = estimate(seeing, demand(gib=24, max_length=1024))
+    assert fit.verdict == "too-big"
+    assert "30.7 GiB for the weights, parts of which vLLM may not load" in fit.sentence()
+
+
 def test_float32_doubles_what_is_stored_in_16_bits() -> None:
     weights = term(estimate(config("llama-3.1-8b"), demand(dtype="float32")), "weights")
     assert (weights.bytes, weights.least) == (32_121_044_992, 16_060_522_496)
@@ -274,7 +300,29 @@ def test_the_sentence_offers_only_what_helps() -> None:
 
 
 def test_a_way_out_divides_the_heads() -> None:
-    assert "tensor-parallel" not in estimate(config("smollm2-135m"), demand(gib=0.2)).way_out
+    assert "--tensor-parallel-size 3" in estimate(config("smollm2-135m"), demand(gib=0.2)).way_out
+    assert "tensor-parallel" not in estimate(config("smollm2-135m"), demand(size=3, gib=0.05)).way_out
+
+
+def test_a_way_out_stays_within_the_gpus_there_are() -> None:
+    heavy, asked = config("llama-3.1-70b"), demand(gib=48, max_length=AUTO)
+    assert estimate(heavy, replace(asked, most_gpus=4)).way_out == "use --tensor-parallel-size 4"
+    # A GPU that is one part of a larger one stands alone.
+    for most in (1, 3):
+        too_few = estimate(heavy, replace(asked, most_gpus=most))
+        assert too_few.way_out == "use GPUs with more memory, or the model in a smaller quantization"
+
+
+def test_a_larger_share_is_a_way_out_where_it_is_enough() -> None:
+    llama, asked = config("llama-3.1-8b"), demand(gib=40, most_gpus=1, max_length=AUTO)
+    assert estimate(llama, replace(asked, share=0.3)).way_out == (
+        "use --gpu-memory-utilization 0.92 after `--`"
+    )
+    # More is no help, and a cache of fixed size does not heed the share.
+    assert "utilization" not in estimate(llama, replace(asked, share=0.3, memory_total=16 * GIB)).way_out
+    assert "utilization" not in estimate(llama, replace(asked, memory_total=16 * GIB)).way_out
+    fixed = replace(asked, share=0.3, kv_cache_bytes=30 * GIB)
+    assert "utilization" not in estimate(llama, fixed).way_out
 
 
 @pytest.mark.parametrize(
@@ -286,7 +334,8 @@ def test_a_way_out_divides_the_heads() -> None:
         ("deepseek-v3", 80, 16),
         ("deepseek-v3", 24, None),
         ("smollm2-135m", 8, 1),
-        ("smollm2-135m", 0.2, None),
+        ("smollm2-135m", 0.2, 3),
+        ("smollm2-135m", 0.05, None),
     ],
 )
 def test_the_smallest_slice_that_holds_the_model_is_found(name: str, gib: float, size: int | None) -> None:
@@ -294,8 +343,17 @@ def test_the_smallest_slice_that_holds_the_model_is_found(name: str, gib: float,
 
 
 def test_the_smallest_slice_keeps_within_the_gpus_there_are() -> None:
-    assert smallest_size(config("llama-3.1-70b"), demand(), most=2) is None
-    assert smallest_size(config("llama-3.1-70b"), demand(), most=6) == 4
+    assert smallest_size(config("llama-3.1-70b"), demand(most_gpus=2)) is None
+    assert smallest_size(config("llama-3.1-70b"), demand(most_gpus=6)) == 4
+
+
+def test_the_smallest_slice_need_not_be_a_power_of_two() -> None:
+    six = replace(config("llama-3.1-70b", attention_heads=48, kv_heads=6), weight_bytes=400 * GIB)
+    assert smallest_size(six, demand(max_length=AUTO)) == 6
+    assert estimate(six, demand(max_length=AUTO)).way_out == "use --tensor-parallel-size 6"
+    # A layer, or a vocabulary, that 6 GPUs could not share.
+    assert smallest_size(replace(six, widths=(14336,)), demand(max_length=AUTO)) is None
+    assert smallest_size(replace(six, widths=(28672 * 3,)), demand(max_length=AUTO)) == 6
 
 
 NAMES = st.sampled_from(sorted(WEIGHTS))

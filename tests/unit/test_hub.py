@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from vllm_stack.commands.fetch import Lines
 from vllm_stack.errors import HubError
 from vllm_stack.model import hub, hub_cache, hub_files
-from vllm_stack.sizes import MIB
+from vllm_stack.sizes import GIB, MIB
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 VARIABLES = (
@@ -203,3 +204,43 @@ def test_lines_of_progress_come_now_and_then_and_say_nothing_twice() -> None:
     lines.stop(200 * MIB)
     lines.stop(200 * MIB)
     assert said == [f"{count} MiB of 0.2 GiB" for count in (10, 20, 30)] + ["0.2 GiB of 0.2 GiB"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("HF_HUB_CACHE", "link/hub"), ("HF_HOME", "link"), ("XDG_CACHE_HOME", "link")]
+)
+def test_a_cache_at_a_place_that_may_not_be_read_has_no_model(
+    variable: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> str:
+        raise PermissionError(13, "Permission denied", path)
+
+    (tmp_path / "link").symlink_to("nowhere")
+    monkeypatch.delenv("HF_HOME")
+    monkeypatch.setenv(variable, str(tmp_path / value))
+    monkeypatch.setattr("os.readlink", refuse)  # as for /proc/1/root
+    assert str(hub_cache.cache_directory()).startswith(str(tmp_path / value))
+    assert hub_cache.cached_snapshot("org/name", None) is None
+
+
+@pytest.mark.timeout(10)
+def test_a_cache_of_fifos_holds_nothing_that_is_waited_for(cache: Path) -> None:
+    snapshot = snapshot_with(cache, "config.json", *SHARDS)
+    references = cache / "models--org--name" / "refs"
+    references.mkdir()
+    os.mkfifo(references / "main")
+    os.mkfifo(snapshot / "model.safetensors.index.json")
+    assert hub_cache.find_snapshot("org/name", None) is None
+    assert hub_files.read_shards(snapshot / "model.safetensors.index.json") is None
+
+
+def test_a_name_longer_than_a_file_may_have_is_not_in_the_cache() -> None:
+    assert hub_cache.cached_snapshot("a" * 300, None) is None
+
+
+def test_an_index_that_is_nested_too_deeply_or_too_large_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "nested").write_text("[" * 200_000)
+    with (tmp_path / "large").open("wb") as large:
+        large.truncate(3 * GIB)
+    assert hub_files.read_shards(tmp_path / "nested") is None
+    assert hub_files.read_shards(tmp_path / "large") is None

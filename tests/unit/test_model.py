@@ -71,6 +71,22 @@ def test_control_characters_are_refused_and_shown_escaped(name: str) -> None:
     assert name not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["s3://bucket/a/model", "gs://bucket/m", "az://c/m"])
+def test_a_place_that_weights_are_streamed_from_passes_as_it_is(name: str) -> None:
+    assert read_model(name).source == "store"
+
+
+def test_a_model_in_mistrals_own_format_has_no_config_to_judge(tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text("{}")
+    (tmp_path / "consolidated.safetensors").write_bytes(b"w" * 100)
+    model = read_model(str(tmp_path))
+    assert (model.source, model.config, model.weight_bytes) == ("directory", None, 100)
+
+
+def test_a_config_that_is_elsewhere_is_not_asked_for(tmp_path: Path) -> None:
+    assert read_model(str(tmp_path), needs_config=False).config is None
+
+
 def test_a_directory_without_a_config_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json"):
         read_model(str(tmp_path))

@@ -263,6 +263,41 @@ def test_the_quantization_is_also_found_in_the_text_part_and_in_the_file_beside(
     assert parse_config({"compression_config": {"quant_method": "x"}}, beside).quantization == "x"
 
 
+def test_a_text_that_cannot_be_written_out_is_none() -> None:
+    raw = json.loads(
+        '{"architectures": ["\\ud800ForCausalLM"], "model_type": "\\udfff", "dtype": "float16\\ud800", '
+        '"quantization_config": {"quant_method": "fp8\\ud800"}}'
+    )
+    found = parse_config(raw)
+    assert (found.architecture, found.model_type) == (None, None)
+    assert (found.dtype, found.quantization) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "in_parts"),
+    [
+        ({"quantization_config": {"quant_method": "fp8"}}, False),
+        ({"attn_config": {"kv_n_heads": 4}, "ffn_config": {}}, False),
+        ({"vision_config": None, "rope_scaling": {"factor": 2}}, False),
+        ({"thinker_config": {"text_config": {"num_attention_heads": 28}}, "talker_config": {}}, True),
+        ({"vision_config": {}, "tts_config": {}}, True),
+        ({"kimia_mimo_layers": 6}, True),
+    ],
+)
+def test_a_model_made_of_several_is_told(fields: dict[str, Any], in_parts: bool) -> None:
+    assert parse_config({"num_attention_heads": 28, **fields}).in_parts == in_parts
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: str(path.stem))
+def test_of_the_known_models_only_the_one_that_sees_is_in_parts(path: Path) -> None:
+    assert config(path.stem).in_parts == (path.stem == "gemma-3-27b")
+
+
+def test_the_sizes_that_gpus_divide_are_the_layers_and_the_vocabulary_as_filled_up() -> None:
+    raw = {"intermediate_size": 14336, "moe_intermediate_size": None, "n_inner": "x", "vocab_size": 32_001}
+    assert parse_config(raw).widths == (14336, 32_064)
+
+
 WRITTEN = {field for path in CONFIGS.glob("*.json") for field in json.loads(path.read_text("utf-8"))}
 RARER = {"type", "rope_type", "factor", "n_head", "bits", "attn_config", "sliding_window_pattern"}
 FIELDS = st.sampled_from(sorted(WRITTEN | RARER))
@@ -444,7 +479,7 @@ def test_more_gpus_than_kv_heads_are_noted() -> None:
 def test_bfloat16_is_refused_below_ampere_only_if_asked_for() -> None:
     llama = config("llama-3.1-8b")
     assert dtype_refusal(llama, "bfloat16", *T4) == (
-        "--dtype bfloat16 needs compute capability 8.0, and Tesla T4 has 7.5: use --dtype half"
+        "--dtype bfloat16 needs compute capability 8.0, and Tesla T4 has 7.5: use --dtype float16"
     )
     for option in (None, "auto", "half", "float32", "nonsense"):
         assert dtype_refusal(llama, option, *T4) is None
@@ -459,6 +494,9 @@ def test_a_model_that_overflows_in_float16_is_not_sent_there() -> None:
     gemma = config("gemma-3-27b")
     assert "--dtype float32" in (dtype_refusal(gemma, "bfloat16", *T4) or "")
     assert "gemma3" in (dtype_refusal(gemma, "half", *H100) or "")
+    assert dtype_refusal(gemma, "half", *T4) == (
+        "--dtype half is not for gemma3, whose numbers overflow in 16 bits of that kind: use --dtype float32"
+    )
     assert "float32, twice the size" in (dtype_warning(gemma, "auto", *T4) or "")
 
 
@@ -477,6 +515,33 @@ def test_a_model_that_overflows_in_float16_is_not_sent_there() -> None:
 def test_a_quantization_computes_in_types_of_its_own(method: str, dtype: str | None, refused: bool) -> None:
     refusal = dtype_refusal(ModelConfig(quantization=method), dtype, *H100)
     assert (refusal is not None) == refused
+
+
+def test_a_quantization_that_no_type_of_the_gpu_is_for_cannot_be_run_there() -> None:
+    model = ModelConfig(quantization="mxfp4")
+    assert dtype_refusal(model, "half", *H100) == (
+        "--dtype half is not for the quantization mxfp4: use --dtype bfloat16"
+    )
+    for dtype in ("half", "float32", "bfloat16"):
+        refusal = dtype_refusal(model, dtype, *T4) or ""
+        assert "Tesla T4 cannot run this model" in refusal
+        assert "use --dtype" not in refusal
+    gemma = ModelConfig(model_type="gemma3", quantization="fp8")
+    assert "cannot run" in (dtype_refusal(gemma, "half", *T4) or "")
+
+
+def test_the_types_of_the_quantization_asked_for_are_judged_where_the_model_has_none() -> None:
+    llama = config("llama-3.1-8b")
+    assert dtype_refusal(llama, "float32", *H100, quantization="fp8") == (
+        "--dtype float32 is not for the quantization fp8: use --dtype bfloat16"
+    )
+    assert "float16" in (dtype_refusal(llama, "float32", *T4, quantization="fp8") or "")
+    assert dtype_refusal(llama, "half", *T4, quantization="fp8") is None
+    # The weights are converted, which is not the method of checkpoints of that name.
+    assert dtype_refusal(llama, "half", *H100, quantization="mxfp8") is None
+    assert dtype_refusal(ModelConfig(quantization="mxfp8"), "half", *H100) is not None
+    own = ModelConfig(quantization="torchao")
+    assert dtype_refusal(own, "float32", *H100, quantization="fp8") is None
 
 
 @pytest.mark.parametrize(

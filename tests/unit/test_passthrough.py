@@ -76,3 +76,10 @@ def test_a_nul_byte_is_refused() -> None:
 def test_an_option_of_the_users_is_recognised_in_every_spelling() -> None:
     assert has_option(("--gpu_memory_utilization=0.5",), "--gpu-memory-utilization")
     assert not has_option(("gpu-memory-utilization",), "--gpu-memory-utilization")
+
+
+@pytest.mark.parametrize("word", ["-h", "--help", "--help=all", "--hel"])
+def test_a_question_for_help_is_not_what_a_worker_is_started_for(word: str) -> None:
+    with pytest.raises(UsageError, match=f"vllm serve {word}"):
+        accept((word,))
+    assert accept(("--headless",)) == ("--headless",)

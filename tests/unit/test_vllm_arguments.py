@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,23 @@ def test_a_configuration_file_that_cannot_be_read_is_left_to_vllm(tmp_path: Path
 def test_what_vllm_asks_for_by_itself_is_92_percent() -> None:
     """tests/e2e/test_real_memory_check.py asks the real one."""
     assert DEFAULT_SHARE == 0.92
+
+
+def test_the_whole_name_of_an_option_is_no_abbreviation_of_another() -> None:
+    argv = (*SERVE, "--kv-cache-dtype", "fp8", "--model", "org/other")
+    assert value_of(argv, "--kv-cache-dtype") == "fp8"
+    assert value_of(argv, "--kv-cache-dtype-skip-layers") is None
+    assert value_of(argv, "--model-impl") is None
+    assert value_of((*SERVE, "--kv-cache-dtype-s", "0"), "--kv-cache-dtype-skip-layers") == "0"
+
+
+@pytest.mark.timeout(10)
+def test_a_configuration_file_without_an_end_is_left_to_vllm(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        assert needed_share((*SERVE, "--config", str(path))) == DEFAULT_SHARE
+
+
+def test_a_configuration_file_may_come_from_windows(tmp_path: Path) -> None:
+    (tmp_path / "vllm.yaml").write_bytes(b"seed: 0\r\nmax-model-len: 4096\r\n")
+    assert value_of((*SERVE, "--config", str(tmp_path / "vllm.yaml")), "--max-model-len") == "4096"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from vllm_stack.checks.finding import Finding, ok, refused, warning
 from vllm_stack.errors import InsufficientGpus, StackError
 from vllm_stack.gpus.assignment import Slice
 from vllm_stack.gpus.box import Gpu, Vendor
 from vllm_stack.inventory import Inventory
+from vllm_stack.model.fit import LARGEST_SIZE
 from vllm_stack.options import Options
 from vllm_stack.placement import places
 from vllm_stack.sizes import gib
@@ -68,6 +71,14 @@ def gpu_health(options: Options, inventory: Inventory) -> Finding | None:
     if not ailing:
         return ok("nothing is reported")
     return warning(f"{len(ailing)} reported", "; ".join(ailing))
+
+
+def most_gpus(options: Options, inventory: Inventory) -> int:
+    """Say how many GPUs one worker could have: those there are, and of MIG devices one."""
+    slices = slices_or_none(replace(options, workers=1, tensor_parallel_size=1), inventory)
+    if any(gpu.mig_enabled for one in slices for gpu in one.gpus):
+        return 1
+    return len(options.gpus or inventory.gpus.gpus) or LARGEST_SIZE
 
 
 def slices_or_none(options: Options, inventory: Inventory) -> tuple[Slice, ...]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from vllm_stack.checks.finding import Finding, ok, refused, warning
 from vllm_stack.cpu_share import kv_cache_bytes
-from vllm_stack.errors import MachineError, PortError
+from vllm_stack.errors import MachineError, PortError, UsageError
 from vllm_stack.inventory import Inventory
 from vllm_stack.layout import Layout
+from vllm_stack.option_rules import check_options
 from vllm_stack.options import Options
 from vllm_stack.ports import check_overlap, port_uses
+from vllm_stack.ranges import ranges
 from vllm_stack.sizes import GIB, MIB, gib
 
 # supervisord does not start with less (`minfds` in supervisord.conf).
@@ -29,7 +31,7 @@ _RANK_QUEUE = 240 * MIB
 def ports(options: Options, inventory: Inventory) -> Finding:
     """No port twice, none that somebody holds, none where the kernel may put somebody."""
     uses = port_uses(options)
-    value = ", ".join(str(use.port) for use in uses)
+    value = ranges([use.port for use in uses])
     try:
         check_overlap(uses)
         if inventory.ports is not None:
@@ -100,20 +102,14 @@ def host_memory(options: Options, inventory: Inventory) -> Finding | None:
     if options.on_cpu:
         needed += options.workers * kv_cache_bytes(options.workers, inventory.machine.memory_total)
     value = f"{gib(available)} of {gib(inventory.machine.memory_total)} available"
-    if weights > inventory.machine.memory_total:
-        return refused(
-            value,
-            MachineError(
-                f"{options.workers} workers on the CPU load {gib(weights)} of weights, and the machine has "
-                f"{gib(inventory.machine.memory_total)} of memory: use fewer --workers or a smaller model"
-            ),
-        )
     if needed <= available:
         return ok(value)
+    workers = "1 worker takes" if options.workers == 1 else f"{options.workers} workers take"
+    fewer = "" if options.workers == 1 else "fewer --workers, "
     return warning(
         value,
-        f"{options.workers} workers take about {gib(needed)} of memory while they load, and "
-        f"{gib(available)} are available: use fewer --workers, or --start-stagger auto and some swap",
+        f"{workers} about {gib(needed)} of memory while loading, and {gib(available)} are available: "
+        f"use {fewer}a smaller model, or some swap",
     )
 
 
@@ -159,9 +155,20 @@ def _download_refusal(inventory: Inventory) -> MachineError | None:
     )
 
 
-def paths(options: Options, inventory: Inventory) -> Finding:
-    """A unix socket's path has 107 bytes at most."""
+def options_agree(options: Options, inventory: Inventory) -> Finding:
+    """The options can be meant together."""
+    try:
+        check_options(options)
+    except UsageError as error:
+        return refused("they contradict each other", error)
+    return ok("they agree")
+
+
+def out(options: Options, inventory: Inventory) -> Finding:
+    """The files go to a directory of ours; a unix socket's path has 107 bytes at most (unix(7))."""
     layout = Layout.at(options.out)
+    if inventory.out is not None:
+        return refused(str(layout.out), inventory.out)
     if layout.socket.is_relative_to(layout.out):
-        return ok(f"sockets in {layout.socket.parent}")
-    return ok(f"sockets in {layout.socket.parent}, because the path of {layout.run} is too long for them")
+        return ok(str(layout.out))
+    return ok(f"{layout.out}, whose path is too long for sockets: they are in {layout.socket.parent}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 from vllm_stack.checks.finding import Finding, ok, refused, warning
-from vllm_stack.checks.gpu_checks import slices_or_none
-from vllm_stack.demand import demand_of
-from vllm_stack.errors import ModelError, StackError
+from vllm_stack.checks.gpu_checks import most_gpus, slices_or_none
+from vllm_stack.demand import config_is_overridden, demand_of
+from vllm_stack.errors import HubError, ModelError, StackError
 from vllm_stack.gpus.box import Gpu
 from vllm_stack.inventory import Inventory
 from vllm_stack.model.config import ModelConfig
-from vllm_stack.model.fit import estimate
+from vllm_stack.model.fit import AUTO, estimate, parse_length
+from vllm_stack.model.hub import offline, uses_modelscope
 from vllm_stack.model.rules import (
     dtype_refusal,
     dtype_warning,
@@ -43,11 +46,19 @@ def _facts(config: ModelConfig | None, weight_bytes: int | None) -> list[str]:
 def hub(options: Options, inventory: Inventory) -> Finding | None:
     """A model that is not here is downloaded by the first worker, if the hub hands it out."""
     found = inventory.found_model()
-    if found.source in ("directory", "file"):
+    if found.source in ("directory", "file", "store") or not options.workers:
         return None
     fetch = f"vllm-stack fetch {found.name}" + (f" --revision {options.revision}" if options.revision else "")
     at = f" at commit {found.commit[:12]}" if found.commit else ""
     if found.source == "cache":
+        if found.incomplete and (variable := offline()):
+            return refused(
+                f"partly here{at}",
+                HubError(
+                    f"A download of {found.name} was broken off, and {variable} forbids to go on with it: "
+                    f"unset it, and run {fetch}"
+                ),
+            )
         if found.incomplete:
             return warning(
                 f"partly here{at}", f"A download of {found.name} was broken off: {fetch} completes it"
@@ -56,10 +67,11 @@ def hub(options: Options, inventory: Inventory) -> Finding | None:
     if found.source == "hub":
         size = f", {gib(found.download_bytes)} to download" if found.download_bytes else ""
         return ok(f"on the hub{at}{size}; `{fetch}` does it before the first start")
+    way = "" if uses_modelscope() else f" ({fetch} gets it)"
     return warning(
         "not on this machine",
         f"{found.hub_trouble or 'The hub was not asked'}, so {found.name} is taken on trust: its heads, "
-        f"size and type are left to vLLM ({fetch} gets it)",
+        f"size and type are left to vLLM{way}",
     )
 
 
@@ -68,6 +80,8 @@ def heads(options: Options, inventory: Inventory) -> Finding | None:
     config, size = inventory.found_model().config, options.tensor_parallel_size
     if config is None or config.attention_heads is None or not options.workers:
         return None
+    if config_is_overridden(options.vllm_args):
+        return ok("left to vLLM, which is given another config")
     kv = f", {config.kv_heads} KV heads" if config.kv_heads else ""
     value = f"{config.attention_heads} attention heads{kv}, {size} GPU{'s' if size > 1 else ''} a worker"
     refusal = heads_refusal(config, size)
@@ -77,6 +91,29 @@ def heads(options: Options, inventory: Inventory) -> Finding | None:
     return ok(value) if note is None else warning(value, note)
 
 
+def context(options: Options, inventory: Inventory) -> Finding | None:
+    """A longer context than the model was made for is refused by vLLM (vllm/config/model.py, at its end)."""
+    config = inventory.found_model().config
+    text = value_of(options.vllm_args, "--max-model-len")
+    if text is None or config is None or config.max_length is None:
+        return None
+    if config_is_overridden(options.vllm_args):
+        return None
+    try:
+        length = parse_length(text)
+    except StackError as error:
+        return refused(text, error)
+    value = "auto" if length == AUTO else f"{length} of {config.max_length} tokens"
+    if length <= config.max_length or os.environ.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN") == "1":
+        return ok(value)
+    # Not a refusal: models with longrope may go up to what rope was scaled to, which is not told apart here.
+    return warning(
+        value,
+        f"--max-model-len {text} is longer than the {config.max_length} tokens of the model, which vLLM "
+        "refuses unless VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 is set",
+    )
+
+
 def gpu_memory(options: Options, inventory: Inventory) -> Finding | None:
     """Weights, and the KV cache of one request of the full length, fit into the GPUs of a worker."""
     config = inventory.found_model().config
@@ -84,7 +121,7 @@ def gpu_memory(options: Options, inventory: Inventory) -> Finding | None:
     if config is None or not memories or options.on_cpu:
         return None
     try:
-        demand = demand_of(options, min(memories))
+        demand = demand_of(options, min(memories), most_gpus(options, inventory))
     except StackError as error:
         return refused(" ".join(options.vllm_args), error)
     fit = estimate(config, demand)
@@ -103,7 +140,7 @@ def gpu_memory(options: Options, inventory: Inventory) -> Finding | None:
 def dtype(options: Options, inventory: Inventory) -> Finding | None:
     """The GPUs compute the type and the quantization of the model."""
     config, gpus = inventory.found_model().config, _gpus(options, inventory)
-    if config is None or not gpus:
+    if config is None or not gpus or config_is_overridden(options.vllm_args):
         return None
     weakest = min(gpus, key=lambda gpu: gpu.capability or (99, 0))
     asked = value_of(options.vllm_args, "--dtype")
@@ -111,9 +148,9 @@ def dtype(options: Options, inventory: Inventory) -> Finding | None:
     kept = quantization or config.quantization or asked or config.dtype or "type unknown"
     capability = ".".join(map(str, weakest.capability or ())) or "unknown"
     value = f"{kept} on compute capability {capability}"
-    refusal = dtype_refusal(config, asked, weakest.capability, weakest.name) or quantization_refusal(
-        config, weakest.capability, weakest.name, quantization
-    )
+    refusal = dtype_refusal(
+        config, asked, weakest.capability, weakest.name, quantization
+    ) or quantization_refusal(config, weakest.capability, weakest.name, quantization)
     if refusal is not None:
         return refused(value, ModelError(refusal))
     note = dtype_warning(config, asked, weakest.capability, weakest.name)

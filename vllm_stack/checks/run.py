@@ -26,22 +26,25 @@ class Check:
 
 
 CHECKS: Mapping[str, Check] = {
+    "options": Check(machine_checks.options_agree, essential=True),
+    "out": Check(machine_checks.out, essential=True),
     "model": Check(model_checks.model, essential=True),
     "hub": Check(model_checks.hub, needs_model=True),
     "heads": Check(model_checks.heads, needs_model=True),
+    "context": Check(model_checks.context, needs_model=True),
     "driver": Check(gpu_checks.driver, essential=True),
     "gpus": Check(gpu_checks.gpus, essential=True),
     "gpu-health": Check(gpu_checks.gpu_health),
     "gpu-memory": Check(model_checks.gpu_memory, needs_model=True),
     "dtype": Check(model_checks.dtype, needs_model=True),
-    "vllm": Check(vllm_checks.vllm),
+    "vllm": Check(vllm_checks.vllm, essential=True),
+    "vllm-build": Check(vllm_checks.vllm_build),
     "vllm-options": Check(vllm_checks.vllm_options),
     "ports": Check(machine_checks.ports),
     "host-memory": Check(machine_checks.host_memory, needs_model=True),
     "shared-memory": Check(machine_checks.shared_memory),
     "open-files": Check(machine_checks.open_files),
     "disk": Check(machine_checks.disk, needs_model=True),
-    "paths": Check(machine_checks.paths),
 }
 SKIPPABLE = tuple(name for name, check in CHECKS.items() if not check.essential)
 

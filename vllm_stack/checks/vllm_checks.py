@@ -11,7 +11,7 @@ from vllm_stack.vllm_options.unknown import refusal, unknown_options
 
 
 def vllm(options: Options, inventory: Inventory) -> Finding | None:
-    """There is a vLLM, and it is built for what it will run on (vllm/platforms/__init__.py)."""
+    """There is a vLLM."""
     if not options.workers:
         return None
     found = inventory.vllm
@@ -20,7 +20,15 @@ def vllm(options: Options, inventory: Inventory) -> Finding | None:
     program = " ".join(found.argv)
     if found.version is None:
         return warning(program, f"The version of {program} could not be read: its build is taken on trust")
-    value = f"{found.version} ({program})"
+    return ok(f"{found.version} ({program})")
+
+
+def vllm_build(options: Options, inventory: Inventory) -> Finding | None:
+    """It is built for what it will run on (vllm/platforms/__init__.py goes by its version)."""
+    found = inventory.vllm
+    if not options.workers or isinstance(found, VllmCommandError) or found.version is None:
+        return None
+    value = "for CPUs" if "cpu" in found.version else "for GPUs"
     if ("cpu" in found.version) is options.on_cpu:
         return ok(value)
     if options.on_cpu:

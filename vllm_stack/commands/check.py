@@ -11,6 +11,8 @@ from vllm_stack.checks.finding import Finding
 from vllm_stack.commands.examine import examine
 from vllm_stack.options import Options
 
+# Letters of a measured value: what the user passed on can be long.
+_LONGEST = 200
 _COLOURS = {"ok": "green", "warning": "yellow", "refused": "red", "skipped": "blue"}
 
 
@@ -43,10 +45,14 @@ def table(findings: Mapping[str, Finding]) -> Iterator[str]:
     yield f"{'check'.ljust(name_width)}  {'verdict'.ljust(verdict_width)}  measured"
     for name, finding in findings.items():
         verdict = click.style(finding.verdict.ljust(verdict_width), fg=_COLOURS[finding.verdict])
-        yield f"{name.ljust(name_width)}  {verdict}  {finding.value}".rstrip()
+        yield f"{name.ljust(name_width)}  {verdict}  {_shortened(finding.value)}".rstrip()
         if finding.advice:
             yield f"{' ' * (name_width + 2)}-> {finding.advice}"
     yield _sum_up(findings)
+
+
+def _shortened(value: str) -> str:
+    return value if len(value) <= _LONGEST else f"{value[:_LONGEST]}..."
 
 
 def _sum_up(findings: Mapping[str, Finding]) -> str:

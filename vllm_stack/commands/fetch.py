@@ -18,7 +18,8 @@ from typing import Any
 import click
 
 from vllm_stack import __version__
-from vllm_stack.errors import HubError, MachineError, StackError
+from vllm_stack.errors import HubError, MachineError, StackError, UsageError
+from vllm_stack.given import check_text, expanded
 from vllm_stack.model.hub import HubFile, HubModel, ask_hub, explain, offline
 from vllm_stack.model.hub_cache import find_snapshot, is_commit, is_whole, repository_directory
 from vllm_stack.sizes import gib
@@ -41,10 +42,17 @@ def fetch_model(name: str, revision: str | None, as_json: bool) -> None:
     """Download what vLLM will want of a hub model into the hub's cache, and say its commit.
 
     Progress goes to stderr, the result to stdout. A model that is there is not downloaded again. Ctrl-C
-    keeps every file that is whole. Raises `StackError` for a local directory, `HubError` if the hub does
-    not give the model, and `MachineError` if the disk cannot take it.
+    keeps every file that is whole. Raises `UsageError` for a name or a revision that is none, `StackError`
+    for a local directory, `HubError` if the hub does not give the model, and `MachineError` if the disk
+    cannot take it.
     """
-    if Path(name).expanduser().is_dir():
+    check_text("MODEL", name)
+    check_text("--revision", revision)
+    if not name:
+        raise UsageError("MODEL is empty: name a model on the hub (organisation/model)")
+    if revision == "":
+        raise UsageError("--revision is empty: name a branch, a tag or a commit, or leave it out")
+    if os.path.isdir(expanded(name)):
         raise StackError(f"{name} is a directory on this machine: there is nothing to fetch, just render it")
     snapshot = find_snapshot(name, revision)
     # A commit never moves: the hub has nothing to add. Weights come last, so what has them has the rest.
@@ -69,7 +77,7 @@ def _fetch(name: str, revision: str | None) -> Path:
         )
     repository = repository_directory(name)
     snapshot = repository / "snapshots" / model.commit
-    missing = [file for file in (*model.others, *model.weights) if not (snapshot / file.path).exists()]
+    missing = [file for file in (*model.others, *model.weights) if not os.path.exists(snapshot / file.path)]
     if missing:
         _announce(model, missing, snapshot)
         _check_room(name, repository, missing)
@@ -112,7 +120,7 @@ def _bytes(files: Sequence[HubFile]) -> int:
 def _check_room(name: str, repository: Path, missing: Sequence[HubFile]) -> None:
     """Raise `MachineError` if the disk of the cache has less room than the download needs."""
     needed = sum(file.size or 0 for file in missing if not _has_blob(repository, file))
-    directory = next(path for path in (repository, *repository.parents) if path.is_dir())
+    directory = next(path for path in (repository, *repository.parents) if os.path.isdir(path))
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise MachineError(
@@ -123,7 +131,7 @@ def _check_room(name: str, repository: Path, missing: Sequence[HubFile]) -> None
 
 def _has_blob(repository: Path, file: HubFile) -> bool:
     """Tell whether another commit has brought the same content."""
-    return bool(file.blob) and (repository / "blobs" / str(file.blob)).exists()
+    return bool(file.blob) and os.path.exists(repository / "blobs" / str(file.blob))
 
 
 def _point(repository: Path, revision: str, commit: str) -> None:
@@ -143,7 +151,7 @@ def _point(repository: Path, revision: str, commit: str) -> None:
 
 
 def _result(name: str, snapshot: Path) -> dict[str, str | int]:
-    size = sum(path.stat().st_size for path in snapshot.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in snapshot.rglob("*") if os.path.isfile(path))
     return {"model": name, "commit": snapshot.name, "path": str(snapshot), "bytes": size}
 
 

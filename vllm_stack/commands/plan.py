@@ -11,6 +11,7 @@ from vllm_stack.gpus.mask import find
 from vllm_stack.model.find import Model
 from vllm_stack.model.fit import Fit, estimate, room_for
 from vllm_stack.plan import Plan, WorkerPlan
+from vllm_stack.ranges import ranges
 from vllm_stack.reasons import WHY
 from vllm_stack.sizes import gib
 
@@ -90,12 +91,12 @@ def _matrix(box: GpuBox) -> Iterator[str]:
 def _workers(rendered: Rendered) -> Iterator[str]:
     plan = rendered.plan
     fit = _fit(rendered)
-    yield f"Workers  {len(plan.workers)} of {plan.options.tensor_parallel_size} " + (
-        "CPU shares" if plan.options.on_cpu else "GPU" + "s" * (plan.options.tensor_parallel_size > 1)
-    )
+    size = plan.options.tensor_parallel_size
+    each = "" if plan.options.on_cpu or not plan.workers else f", {size} GPU{'s' * (size > 1)} each"
+    yield f"Workers  {len(plan.workers)}{each}"
     for worker in plan.workers:
         place = f"GPU {','.join(worker.gpus)}" if worker.gpus else ""
-        cores = f"cores {_ranges(worker.cores)}" if worker.cores else "all cores"
+        cores = f"cores {ranges(worker.cores)}" if worker.cores else "all cores"
         yield f"  {worker.name}  {worker.address}  {'  '.join(part for part in (place, cores) if part)}"
         if fit is not None:
             yield f"            [{_bar(fit)}] {gib(fit.total)} of {gib(fit.budget)} a GPU"
@@ -152,14 +153,3 @@ def _settings(plan: Plan) -> Iterator[str]:
     width = max(map(len, values))
     for name, value in values.items():
         yield f"{name.ljust(width)}  {value!s:>6}  {WHY[name]}"
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Show 0,1,2,3,8 as 0-3,8."""
-    spans: list[list[int]] = []
-    for number in sorted(numbers):
-        if spans and number == spans[-1][1] + 1:
-            spans[-1][1] = number
-        else:
-            spans.append([number, number])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)

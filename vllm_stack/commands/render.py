@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from vllm_stack.checks.run import advice, refuse
 from vllm_stack.commands.examine import Examined, examine
-from vllm_stack.errors import OutputError
 from vllm_stack.files import File, make_directories, shown, write_files
 from vllm_stack.keys import new_key
 from vllm_stack.options import Options
@@ -45,8 +44,6 @@ def render_stack(options: Options, dry_run: bool = False) -> Rendered:
 
 def _write(plan: Plan, files: list[File]) -> None:
     layout = plan.layout
-    if layout.out.exists() and not layout.out.is_dir():
-        raise OutputError(f"--out {layout.out} is a file")
     boxes = (layout.box(name) for name in ("proxy", *(worker.name for worker in plan.workers)))
     make_directories((*layout.directories, *boxes))
     write_files([*_internal_key(plan), *files])

@@ -30,6 +30,22 @@ _KV_HEADS = (
     "multi_query_group_num",
     "num_attention_groups",
 )
+_WIDTHS = (
+    "intermediate_size",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+    "ffn_hidden_size",
+    "n_inner",
+    "ffn_dim",
+)
+_VOCABULARY_STEP = 64
+# Parts of a config that are no models of their own; the next are marks of models that vLLM loads in part
+# (models/phi4mm.py and kimi_audio.py, hf_to_vllm_mapper) and that have no parts in the config.
+_NO_MODELS = _words(
+    "attn_config compression_config ffn_config generation_config init_config linear_attn_config "
+    "quantization_config"
+)
+_MARKS_OF_PARTS = ("embd_layer", "kimia_mimo_layers", "vision_lora")
 _LENGTHS = (
     "max_position_embeddings",
     "n_positions",
@@ -140,7 +156,8 @@ class ModelConfig:
     not, and the cache cannot be told. `mla_latent` is the size of what multi-head latent attention keeps
     of a token. `kv_dtype` is the type of the KV cache that the checkpoint asks for. `draft_layers` are in
     the files, and loaded for speculative decoding only. `hybrid` models have layers that are not
-    attention.
+    attention. `in_parts` are those made of several models (vision, speech), of which vLLM may leave some in
+    the files. `widths` are sizes of layers that a number of GPUs must divide.
     """
 
     architecture: str | None = None
@@ -160,6 +177,8 @@ class ModelConfig:
     cached_layers: int | None = None
     draft_layers: int = 0
     hybrid: bool = False
+    in_parts: bool = False
+    widths: tuple[int, ...] = ()
     weight_bytes: int | None = None
     wide_bytes: int | None = None
 
@@ -200,6 +219,8 @@ def parse_config(raw: object, quantization: object = None) -> ModelConfig:
         cached_layers=cached,
         draft_layers=_find(text, ("num_nextn_predict_layers", "mtp_num_hidden_layers")) or 0,
         hybrid=hybrid,
+        in_parts=_is_in_parts(config),
+        widths=_widths(text),
     )
 
 
@@ -228,7 +249,14 @@ def as_count(value: object) -> int | None:
 
 
 def _word(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    """Take a text that can be written out: JSON may hold halves of characters, which no file takes."""
+    if not isinstance(value, str):
+        return None
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return None
+    return value or None
 
 
 def _find(config: Mapping[str, Any], names: Sequence[str]) -> int | None:
@@ -242,6 +270,28 @@ def _find(config: Mapping[str, Any], names: Sequence[str]) -> int | None:
 def _architecture(config: Mapping[str, Any]) -> str | None:
     names = config.get("architectures")
     return _word(names[0]) if isinstance(names, list) and names else None
+
+
+def _is_in_parts(config: Mapping[str, Any]) -> bool:
+    """Tell whether the language model is one of several in the files.
+
+    vLLM drops some of them, like the talker of Qwen2.5-Omni and the tts of MiniCPM-o: hf_to_vllm_mapper of
+    vllm/model_executor/models, where a prefix is mapped to None.
+    """
+    parts = (name for name, value in config.items() if name.endswith("_config") and isinstance(value, dict))
+    return any(name not in _NO_MODELS for name in parts) or any(name in config for name in _MARKS_OF_PARTS)
+
+
+def _widths(text: Mapping[str, Any]) -> tuple[int, ...]:
+    """Give the sizes that vLLM splits evenly: of the layers between, and the vocabulary as it is filled up.
+
+    ColumnParallelLinear of vllm/model_executor/layers/linear.py, FusedMoEConfig of
+    fused_moe/config.py, VocabParallelEmbedding of vocab_parallel_embedding.py.
+    """
+    widths = [width for name in _WIDTHS if (width := as_count(text.get(name))) is not None]
+    if (vocabulary := as_count(text.get("vocab_size"))) is not None:
+        widths.append(-(-vocabulary // _VOCABULARY_STEP) * _VOCABULARY_STEP)
+    return tuple(widths)
 
 
 def _kv_heads(text: Mapping[str, Any], kind: str | None, heads: int | None) -> int | None:

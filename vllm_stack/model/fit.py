@@ -16,8 +16,9 @@ from typing import Literal
 
 from vllm_stack.errors import UsageError
 from vllm_stack.model.config import ModelConfig
-from vllm_stack.model.rules import kv_heads_per_gpu, splits
+from vllm_stack.model.rules import divides, kv_heads_per_gpu
 from vllm_stack.sizes import GIB, gib
+from vllm_stack.vllm_arguments import DEFAULT_SHARE
 
 Verdict = Literal["fits", "tight", "too-big"]
 
@@ -26,7 +27,9 @@ AUTO = -1
 BLOCK = 16
 """Tokens in a block of the KV cache (vllm/config/cache.py, DEFAULT_BLOCK_SIZE)."""
 LARGEST_SIZE = 16
-_SIZES = (1, 2, 4, 8, 16)
+# What vLLM loads of a model in parts at the very least, in hundredths: a cautious guess, since the language
+# model is by far the largest of them.
+_LEAST_OF_PARTS = 60
 
 # Bits of one element (vllm/config/cache.py, CacheDType); the turboquant family is left out: not told.
 _KV_BITS = {
@@ -86,7 +89,8 @@ class Demand:
     """What is asked of a slice of `size` GPUs of `memory_total` bytes, `share` of which vLLM may use.
 
     `max_length` is in tokens: None for the model's own, AUTO for what fits. The other options are those
-    of vLLM, None where not given. `asked` holds those of WATCHED that were given.
+    of vLLM, None where not given. `asked` holds those of WATCHED that were given. `most_gpus` are the GPUs
+    that a worker could have here at most.
     """
 
     size: int
@@ -98,6 +102,7 @@ class Demand:
     dtype: str | None = None
     batched_tokens: int | None = None
     asked: frozenset[str] = frozenset()
+    most_gpus: int = LARGEST_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +210,12 @@ def longest_context(config: ModelConfig, demand: Demand) -> int | None:
     return low * BLOCK
 
 
-def smallest_size(config: ModelConfig, demand: Demand, most: int = LARGEST_SIZE) -> int | None:
-    """Give the fewest GPUs (a power of two up to `most` that the heads allow) that hold the model.
+def smallest_size(config: ModelConfig, demand: Demand) -> int | None:
+    """Give the fewest GPUs, up to `demand.most_gpus`, that can share the model out and hold it.
 
     `demand.size` does not matter. None where none does, or the files do not tell.
     """
-    return _size_that_fits(config, demand, 1, most)
+    return _size_that_fits(config, demand, 1)
 
 
 def room_for(config: ModelConfig, demand: Demand) -> int | None:
@@ -319,23 +324,36 @@ def _weights_term(config: ModelConfig, demand: Demand) -> Term | None:
     stored = config.weight_bytes
     if stored is None:
         return None
-    wide = config.wide_bytes
-    if wide is None:
-        wide = stored if config.dtype == "float32" else 0
-    wide = min(wide, stored)
+    wide, widest = _wide_bytes(config, stored)
     if _is_wide(demand.dtype):
         loaded = 2 * stored - wide if config.quantization is None else stored
         least = stored
     else:
         loaded = stored - wide // 2 if config.quantization is None else stored
-        least = stored - wide // 2
+        least = stored - widest // 2
     # Layers for speculative decoding stay in the files without it; each has an embedding, too, which is
     # taken for a layer. Hybrid models have them without a word in the config.
     layers, drafts = config.layers or 1, config.draft_layers
     loaded = loaded * layers // (layers + drafts)
     least = least * layers // (layers + 2 * max(drafts, int(config.hybrid)))
     how = "the weights" if demand.size == 1 else f"its {_ordinal(demand.size)} of the weights"
+    if config.in_parts:
+        least = least * _LEAST_OF_PARTS // 100
+        how += ", parts of which vLLM may not load"
     return Term("weights", -(-loaded // demand.size), -(-least // demand.size), how)
+
+
+def _wide_bytes(config: ModelConfig, stored: int) -> tuple[int, int]:
+    """Give what is kept in 32 bits: what is thought, and the most that it can be.
+
+    A config without a type is taken for one of float32 where the files do not tell otherwise
+    (vllm/transformers_utils/model_arch_config_convertor.py, get_torch_dtype).
+    """
+    if config.wide_bytes is not None:
+        wide = min(config.wide_bytes, stored)
+        return wide, wide
+    wide = stored if config.dtype == "float32" else 0
+    return wide, stored if config.dtype is None else wide
 
 
 def _ordinal(size: int) -> str:
@@ -453,8 +471,12 @@ def _unknowns(
 def _way_out(config: ModelConfig, demand: Demand) -> str:
     """Name the options that would make it fit, the shorter context only where it is of use."""
     ways: list[str] = []
-    if (size := _size_that_fits(config, demand, demand.size + 1, LARGEST_SIZE)) is not None:
+    if (size := _size_that_fits(config, demand, demand.size + 1)) is not None:
         ways.append(f"--tensor-parallel-size {size}")
+    if demand.share < DEFAULT_SHARE and demand.kv_cache_bytes is None:
+        larger = replace(demand, share=DEFAULT_SHARE)
+        if _weigh(config, larger).verdict == "fits":
+            ways.append(f"--gpu-memory-utilization {DEFAULT_SHARE} after `--`")
     if demand.max_length != AUTO:
         longest = longest_context(config, demand)
         if longest is not None and longest >= _useful(config):
@@ -466,12 +488,11 @@ def _way_out(config: ModelConfig, demand: Demand) -> str:
     return "use " + " or ".join(ways)
 
 
-def _size_that_fits(config: ModelConfig, demand: Demand, least: int, most: int) -> int | None:
+def _size_that_fits(config: ModelConfig, demand: Demand, least: int) -> int | None:
     if config.weight_bytes is None or config.attention_heads is None:
         return None
-    for size in _SIZES:
-        possible = least <= size <= most and splits(config, size)
-        if possible and _weigh(config, replace(demand, size=size)).verdict == "fits":
+    for size in range(least, demand.most_gpus + 1):
+        if divides(config, size) and _weigh(config, replace(demand, size=size)).verdict == "fits":
             return size
     return None
 

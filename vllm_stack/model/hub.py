@@ -21,6 +21,16 @@ _Answer = TypeVar("_Answer")
 # huggingface_hub's rule (`constants.py`, ENV_VARS_TRUE_VALUES).
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
 
+# The variables that it reads as numbers while it is imported (`constants.py`).
+_NUMBERS = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")
+# Where its HTTP library finds proxies, and the certificates it trusts.
+_PROXIES = tuple(
+    spelling for name in ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY") for spelling in (name, name.lower())
+)
+
+# It becomes the name of a directory.
+_COMMIT = re.compile(r"[0-9A-Za-z_-]{1,64}")
+
 # The libraries that huggingface_hub speaks HTTP with, by version: their errors have no common base.
 _HTTP_LIBRARIES = frozenset({"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"})
 
@@ -83,6 +93,10 @@ def explain(error: Exception, name: str, revision: str | None) -> Exception:
     if isinstance(error, theirs.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return explain(error.__cause__, name, revision)
     endpoint = constants.ENDPOINT
+    if trouble := _settings_trouble(error):
+        return HubUnreachable(trouble)
+    if isinstance(error, RecursionError):
+        return _unreachable(endpoint, "it answers with JSON that is nested too deeply")
     if isinstance(error, theirs.HFValidationError):
         return HubError(f"No model {name!r}: it is not a hub name (organisation/model)")
     if isinstance(error, theirs.HfHubHTTPError):
@@ -110,11 +124,30 @@ def _check_may_ask(name: str) -> None:
 
 
 def _import_library() -> None:
-    """Import huggingface_hub before the clock starts, and keep it from asking more than it is told to."""
-    from huggingface_hub import constants
+    """Import huggingface_hub before the clock starts, and keep it from asking more than it is told to.
+
+    Raises `HubError` for a variable that it cannot be imported with.
+    """
+    for variable in _NUMBERS:
+        if not _is_whole_number(value := os.environ.get(variable) or "0"):
+            raise HubError(f"{variable} is {value!r}: set it to a whole number of seconds, or unset it")
+    try:
+        from huggingface_hub import constants
+    except ValueError as error:
+        raise HubError(
+            f"huggingface_hub cannot be used as its variables are set ({error}): correct HF_ENDPOINT"
+        ) from None
 
     # With it on, the first request of a day is one for a list of agents, with a patience of its own.
     constants.HF_HUB_DISABLE_TELEMETRY = True
+
+
+def _is_whole_number(text: str) -> bool:
+    try:
+        int(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _within(seconds: float, ask: Callable[[], _Answer], name: str) -> _Answer:
@@ -146,13 +179,8 @@ def _ask(name: str, revision: str | None, timeout: float, read_index: bool) -> H
     from huggingface_hub import HfApi
 
     try:
-        info = HfApi(library_name="vllm-stack", library_version=__version__).model_info(
-            name, revision=revision, files_metadata=True, timeout=timeout
-        )
-        files = {file.path: file for file in map(_hub_file, info.siblings or ())}
-        commit = info.sha
-        if not commit:
-            raise ValueError("it tells no commit")
+        api = HfApi(library_name="vllm-stack", library_version=__version__)
+        commit, gated, files = _describe(api, name, revision, timeout)
         # Of a gated model everybody may know the names of the files; only reading one tells.
         probe = next((path for path in (CONFIG, "params.json") if path in files), None)
         config = _read_json(name, commit, probe, timeout) if probe else None
@@ -166,7 +194,7 @@ def _ask(name: str, revision: str | None, timeout: float, read_index: bool) -> H
     return HubModel(
         name=name,
         commit=commit,
-        gated=bool(info.gated),
+        gated=gated,
         config=config if probe == CONFIG else None,
         weight_bytes=_sum(loaded) if weights else None,
         download_bytes=_sum([*others, *weights]) if weights else None,
@@ -175,8 +203,27 @@ def _ask(name: str, revision: str | None, timeout: float, read_index: bool) -> H
     )
 
 
+def _describe(
+    api: Any, name: str, revision: str | None, timeout: float
+) -> tuple[str, bool, dict[str, HubFile]]:
+    """Give the commit of a model, whether it is gated, and its files; `api` is a HfApi.
+
+    The library takes the description apart without a look at it: what is none of a hub is a `ValueError`.
+    """
+    try:
+        info = api.model_info(name, revision=revision, files_metadata=True, timeout=timeout)
+        files = {file.path: file for file in map(_hub_file, info.siblings or ())}
+        if not (isinstance(info.sha, str) and _COMMIT.fullmatch(info.sha)):
+            raise ValueError("it tells no commit")
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError("it does not answer as a hub") from None
+    return info.sha, bool(info.gated), files
+
+
 def _hub_file(sibling: Any) -> HubFile:
     """Read one file; its content is named by the SHA-256 of large files, by git's hash of small ones."""
+    if not isinstance(sibling.rfilename, str) or not isinstance(sibling.size, int | None):
+        raise TypeError("a file without a name or a size")
     return HubFile(sibling.rfilename, sibling.size, sibling.lfs.sha256 if sibling.lfs else sibling.blob_id)
 
 
@@ -200,6 +247,28 @@ def _read_json(name: str, commit: str, path: str, timeout: float) -> dict[str, A
     if not isinstance(value, dict):
         raise ValueError(f"{path} is not a JSON object")
     return value
+
+
+def _settings_trouble(error: Exception) -> str | None:
+    """Name the variable that keeps the HTTP library from sending anything; None if it is not one."""
+    if isinstance(error, ImportError) and "socks" in str(error).lower():
+        names = (name for name in _PROXIES if os.environ.get(name, "").lower().startswith("socks"))
+        return (
+            f"{next(names, 'A proxy variable')} names a SOCKS proxy, which takes the package socksio: "
+            "install it (pip install socksio) or unset the variable"
+        )
+    # Errors of a connection come as the library's own, and those of the cache name their file.
+    certificates = os.environ.get("SSL_CERT_FILE")
+    if certificates and isinstance(error, OSError) and error.filename is None:
+        unreadable = _is_disk_trouble(error) and not (
+            os.path.isfile(certificates) and os.access(certificates, os.R_OK)
+        )
+        if unreadable or type(error).__module__ == "ssl":
+            return (
+                f"SSL_CERT_FILE names {certificates}, which holds no certificates that can be read "
+                f"({_reason(error)}): correct it or unset it"
+            )
+    return None
 
 
 def _explain_answer(error: Any, name: str, revision: str | None, endpoint: str) -> HubError:

@@ -6,12 +6,16 @@ import os
 import re
 from pathlib import Path
 
+from vllm_stack.given import absolute
 from vllm_stack.model.hub_files import INDEXES, counted_shards, read_shards, weight_set
+from vllm_stack.regular_file import read_regular
 
 CONFIG = "config.json"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What a reference holds, and what can be the name of a directory: commits, also shortened ones.
 _SNAPSHOT = re.compile(r"[0-9A-Za-z_-]{1,64}")
+# The most (bytes) of a reference, which holds one commit.
+_MOST_REFERENCE = 4096
 
 
 def cache_directory() -> Path:
@@ -19,7 +23,12 @@ def cache_directory() -> Path:
     general = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = _expanded(os.environ.get("HF_HOME", os.path.join(general, "huggingface")))
     older = os.environ.get("HUGGINGFACE_HUB_CACHE", os.path.join(home, "hub"))
-    return Path(_expanded(os.environ.get("HF_HUB_CACHE", older))).resolve()
+    directory = _expanded(os.environ.get("HF_HUB_CACHE", older))
+    try:
+        return Path(os.path.realpath(directory))
+    except OSError:
+        # A link that may not be read, such as /proc/1/root: what is there will be said by who uses it.
+        return absolute(directory)
 
 
 def repository_directory(name: str) -> Path:
@@ -33,20 +42,20 @@ def cached_snapshot(name: str, revision: str | None) -> Path | None:
     Its name is the commit. It may be one that a broken-off download left: see `is_whole`.
     """
     snapshot = find_snapshot(name, revision)
-    return snapshot if snapshot and (snapshot / CONFIG).is_file() else None
+    return snapshot if snapshot and os.path.isfile(snapshot / CONFIG) else None
 
 
 def find_snapshot(name: str, revision: str | None) -> Path | None:
     """Find the snapshot of a hub name in the local cache, whatever is in it."""
     repository = repository_directory(name)
     try:
-        commit = (repository / "refs" / (revision or "main")).read_text("utf-8").strip()
+        commit = _read_reference(repository / "refs" / (revision or "main"))
     except (OSError, ValueError):
         commit = revision or ""
     if not _SNAPSHOT.fullmatch(commit):
         return None
     snapshot = repository / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
+    return snapshot if os.path.isdir(snapshot) else None
 
 
 def is_commit(revision: str | None) -> bool:
@@ -70,8 +79,12 @@ def is_whole(snapshot: Path) -> bool:
     if shards is None:
         return False
     if shards:
-        return all((snapshot / shard).is_file() for shard in shards)
+        return all(os.path.isfile(snapshot / shard) for shard in shards)
     return bool(files) and all(counted_shards(file) <= present for file in files)
+
+
+def _read_reference(reference: Path) -> str:
+    return read_regular(reference, _MOST_REFERENCE).decode("utf-8").strip()
 
 
 def _expanded(text: str) -> str:

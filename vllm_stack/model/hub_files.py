@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from vllm_stack.regular_file import MOST_SETTINGS, read_regular
+
 INDEX = "model.safetensors.index.json"
 INDEXES = {
     "consolidated*.safetensors": "consolidated.safetensors.index.json",
@@ -68,8 +70,8 @@ def weight_set(root: Collection[str]) -> tuple[str, set[str]]:
 def read_shards(index: Path) -> frozenset[str] | None:
     """Read which files an index names; None if it cannot be read."""
     try:
-        return shards_of(json.loads(index.read_text("utf-8")))
-    except (OSError, ValueError):
+        return shards_of(json.loads(read_regular(index, MOST_SETTINGS)))
+    except (OSError, ValueError, RecursionError):
         return None
 
 

@@ -70,6 +70,11 @@ def splits(config: ModelConfig, size: int) -> bool:
     return kv is None or size % kv == 0 or kv % size == 0
 
 
+def divides(config: ModelConfig, size: int) -> bool:
+    """Tell whether `size` GPUs can share the heads, and the other layers whose width is known."""
+    return splits(config, size) and not any(width % size for width in config.widths)
+
+
 def _split_kv_heads(config: ModelConfig) -> int | None:
     return config.kv_heads if config.mla_latent is None else None
 
@@ -100,31 +105,56 @@ def kv_replication(config: ModelConfig, size: int) -> str | None:
 
 
 def dtype_refusal(
-    config: ModelConfig, dtype_option: str | None, capability: tuple[int, int] | None, gpu_name: str
+    config: ModelConfig,
+    dtype_option: str | None,
+    capability: tuple[int, int] | None,
+    gpu_name: str,
+    quantization: str | None = None,
 ) -> str | None:
-    """Say why vLLM refuses `--dtype` with this model on this GPU.
+    """Say why vLLM refuses `--dtype` with this model on this GPU; `quantization` is that option's value.
 
     vllm/platforms/cuda.py, check_if_supports_dtype; vllm/config/model.py, _check_valid_dtype; for
     quantized models vllm/config/vllm.py, _get_quantization_config.
     """
     asked = DTYPES.get((dtype_option or "").lower())
-    narrow = config.model_type not in _NOT_IN_FLOAT16
+    method = config.quantization or quantization
+    # Asked for, this is a way to convert the weights (layers/quantization/online/base.py), no checkpoint.
+    online = config.quantization is None and method == "mxfp8"
+    judged = _computes_in("fp8" if online else method)
+    able = [dtype for dtype in judged if _can_be(config, dtype, capability)]
+    way_out = (
+        f"use --dtype {able[0]}"
+        if able
+        else f"{gpu_name} cannot run this model, so use another GPU, or the model in another quantization"
+    )
     if asked == "bfloat16" and capability is not None and capability < _BFLOAT16_FROM:
         return (
             f"--dtype {dtype_option} needs compute capability 8.0, and {gpu_name} has {_dotted(capability)}: "
-            f"use --dtype {'half' if narrow else 'float32'}"
+            f"{way_out}"
         )
-    if asked == "float16" and not narrow:
+    if asked == "float16" and config.model_type in _NOT_IN_FLOAT16:
         return (
             f"--dtype {dtype_option} is not for {config.model_type}, whose numbers overflow in 16 bits of "
-            "that kind: use bfloat16 or float32"
+            f"that kind: {way_out}"
         )
-    method = config.quantization
-    if asked == "float16" and method in _IN_BFLOAT16:
-        return f"--dtype {dtype_option} is not for the quantization {method}: use bfloat16"
-    if asked == "float32" and method in _CAPABILITIES and method not in _IN_FLOAT32:
-        return f"--dtype {dtype_option} is not for the quantization {method}: use bfloat16"
+    if asked in ("float16", "float32") and asked not in judged:
+        return f"--dtype {dtype_option} is not for the quantization {method}: {way_out}"
     return None
+
+
+def _computes_in(method: str | None) -> tuple[str, ...]:
+    """Give the types that a quantization computes in, the best first; all for one that is not judged."""
+    if method in _IN_BFLOAT16:
+        return ("bfloat16",)
+    if method in _CAPABILITIES and method not in _IN_FLOAT32:
+        return ("bfloat16", "float16")
+    return ("bfloat16", "float16", "float32")
+
+
+def _can_be(config: ModelConfig, dtype: str, capability: tuple[int, int] | None) -> bool:
+    if dtype == "float16":
+        return config.model_type not in _NOT_IN_FLOAT16
+    return dtype != "bfloat16" or capability is None or capability >= _BFLOAT16_FROM
 
 
 def dtype_warning(

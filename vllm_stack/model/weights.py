@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vllm_stack.model.config import ModelConfig, as_count
+from vllm_stack.regular_file import MOST_SETTINGS, open_regular, read_regular
 
 _INDEXES = ("consolidated.safetensors.index.json", "model.safetensors.index.json")
 # Files of training that vLLM leaves out (weight_utils.py, filter_files_not_needed_for_inference).
@@ -51,7 +53,10 @@ def read_wide_bytes(directory: Path) -> int | None:
         header = _header(file)
         if header is None:
             return None
-        wide += sum(_span(tensor) for tensor in header.values())
+        spans = [_span(tensor) for name, tensor in header.items() if name != "__metadata__"]
+        if None in spans:
+            return None
+        wide += sum(span for span in spans if span is not None)
     return wide
 
 
@@ -70,7 +75,7 @@ def _index(directory: Path) -> dict[str, Any]:
     """Read the index of the safetensors that vLLM would load."""
     name = _INDEXES[0] if _glob(directory, "consolidated*.safetensors") else _INDEXES[1]
     try:
-        index = json.loads((directory / name).read_text("utf-8"))
+        index = json.loads(read_regular(directory / name, MOST_SETTINGS))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(index, dict):
@@ -89,7 +94,7 @@ def _others(directory: Path) -> list[Path]:
 
 def _glob(directory: Path, pattern: str) -> list[Path]:
     try:
-        return sorted(file for file in directory.glob(pattern) if file.is_file())
+        return sorted(file for file in directory.glob(pattern) if os.path.isfile(file))
     except OSError:
         return []
 
@@ -104,7 +109,7 @@ def _size(file: Path) -> int:
 def _header(file: Path) -> dict[str, Any] | None:
     """Read the table of tensors at the head of a safetensors file."""
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             length = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(length)) if length <= _LONGEST_HEADER else None
     except (OSError, ValueError, RecursionError):
@@ -112,11 +117,12 @@ def _header(file: Path) -> dict[str, Any] | None:
     return header if isinstance(header, dict) else None
 
 
-def _span(tensor: object) -> int:
-    """Give the bytes of one tensor if it is wide."""
-    if not isinstance(tensor, dict) or tensor.get("dtype") not in _WIDE:
-        return 0
-    offsets = tensor.get("data_offsets")
-    if not isinstance(offsets, list) or not all(type(offset) is int for offset in offsets):
-        return 0
-    return max(0, offsets[1] - offsets[0]) if len(offsets) == 2 else 0
+def _span(tensor: object) -> int | None:
+    """Give the bytes of one tensor, 0 if it is not wide; None for what describes no tensor."""
+    dtype = tensor.get("dtype") if isinstance(tensor, dict) else None
+    offsets = tensor.get("data_offsets") if isinstance(tensor, dict) else None
+    if not isinstance(dtype, str) or not isinstance(offsets, list) or len(offsets) != 2:
+        return None
+    if not all(type(offset) is int for offset in offsets):
+        return None
+    return max(0, offsets[1] - offsets[0]) if dtype in _WIDE else 0
