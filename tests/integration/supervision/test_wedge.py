@@ -93,6 +93,8 @@ def an_engine_that_stops_while_idle_is_found_by_the_next_request(stack: StackFac
 def a_server_that_does_not_answer_any_more_is_ended(stack: StackFactory) -> None:
     one = stack(restart_delay=1, wedge_timeout=str(PATIENCE)).up()
     tree = one.tree()
+    # The proxy has seen it ready; the wrapper, which is to judge, may look a second later.
+    one.says("worker-0", "vLLM is ready")
     one.kill(tree.server, signal.SIGSTOP)
     until(lambda: "its /health does not answer" in (one.failure().get("cause") or ""), 30, "it is found")
     until(lambda: one.is_ready() and one.tree().server != tree.server, 25, "a new tree serves")
