@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from vllm_stack.demand import demand_of
-from vllm_stack.errors import ModelError, StackError, UsageError
-from vllm_stack.gpus.assignment import Slice
+from vllm_stack.errors import ModelError, UsageError
 from vllm_stack.inventory import Inventory
 from vllm_stack.model.find import Model
 from vllm_stack.model.fit import smallest_size
 from vllm_stack.options import Options
-from vllm_stack.placement import places
+from vllm_stack.placement import most_gpus, most_places
 from vllm_stack.sizes import gib
 
 
@@ -40,12 +38,12 @@ def decide(options: Options, inventory: Inventory) -> tuple[Options, tuple[str, 
 def _size(options: Options, inventory: Inventory) -> tuple[int, str]:
     if options.on_cpu:
         return 1, "because a CPU worker has no GPUs"
-    single = _most(replace(options, tensor_parallel_size=1), inventory)
+    single = most_places(replace(options, tensor_parallel_size=1), inventory)
     memories = [one.memory for one in single if one.memory]
     config = inventory.model.config if isinstance(inventory.model, Model) else None
     if config is None or config.weight_bytes is None or not memories:
         return 1, "because the size of the model, or of the GPUs, is not known"
-    most = 1 if any(gpu.mig_enabled for one in single for gpu in one.gpus) else len(single)
+    most = most_gpus(options, inventory)
     size = smallest_size(config, demand_of(options, min(memories), most))
     if size is None:
         raise ModelError(
@@ -59,23 +57,4 @@ def _size(options: Options, inventory: Inventory) -> tuple[int, str]:
 def _workers(options: Options, inventory: Inventory) -> int:
     if options.on_cpu:
         raise UsageError("--workers auto counts GPUs: with --device cpu say how many, e.g. --workers 2")
-    return max(1, len(_most(options, inventory)))
-
-
-def _most(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
-    """Give the places of the most workers that there are places for."""
-    for workers in _counts(options, inventory):
-        try:
-            return places(replace(options, workers=workers), inventory)
-        except UsageError:
-            raise
-        except StackError:
-            continue
-    return ()
-
-
-def _counts(options: Options, inventory: Inventory) -> Iterator[int]:
-    """Count down from what there would be if every GPU were whole, free, and of seven MIG devices."""
-    named = len(options.gpus or ())
-    devices = sum(max(1, len(gpu.migs)) for gpu in inventory.gpus.gpus)
-    yield from range(max(named, devices) // options.tensor_parallel_size, 0, -1)
+    return max(1, len(most_places(options, inventory)))

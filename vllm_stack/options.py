@@ -63,11 +63,6 @@ class Options:
         return self.device == "cpu"
 
     @property
-    def runs_on(self) -> Literal["cpu", "cuda"]:
-        """What the workers compute on."""
-        return "cpu" if self.on_cpu else "cuda"
-
-    @property
     def gpus_needed(self) -> int:
         return self.workers * self.tensor_parallel_size
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vllm_stack.cpu_share import split_cores
+from vllm_stack.errors import StackError, UsageError
 from vllm_stack.gpus.amd_mask import ROCR_MASK, hip_indices, hip_tokens, masks_in_force
 from vllm_stack.gpus.assignment import Slice, assign
 from vllm_stack.gpus.mask import MASK, visible_tokens
@@ -12,6 +13,9 @@ from vllm_stack.inventory import Inventory
 from vllm_stack.layout import Layout
 from vllm_stack.options import Options
 from vllm_stack.vllm_arguments import needed_share
+
+# What to do where no driver tells of GPUs.
+WITHOUT_A_DRIVER = "'--device cpu' runs vLLM's CPU build, '--gpus 0,1' names GPUs without asking the driver"
 
 
 def places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
@@ -38,6 +42,29 @@ def places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
     return tuple(replace(one, cores=_worth_pinning(one.cores, cores)) for one in slices)
 
 
+def most_places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
+    """Give the places of the most workers that there are places for, whatever --workers says.
+
+    Raises `UsageError` for what no number of workers would mend.
+    """
+    devices = sum(max(1, len(gpu.migs)) for gpu in inventory.gpus.gpus)
+    most = max(len(options.gpus or ()), devices) // options.tensor_parallel_size
+    for workers in range(most, 0, -1):
+        try:
+            return places(replace(options, workers=workers), inventory)
+        except UsageError:
+            raise
+        except StackError:
+            continue
+    return ()
+
+
+def most_gpus(options: Options, inventory: Inventory) -> int:
+    """Say how many GPUs one worker could have here: those it may use, and of MIG devices one."""
+    single = most_places(replace(options, tensor_parallel_size=1), inventory)
+    return 1 if any(gpu.mig_enabled for one in single for gpu in one.gpus) else len(single)
+
+
 def _budget(options: Options, inventory: Inventory) -> tuple[str, ...]:
     """Give the words that the masks of the workers are built from: CUDA_VISIBLE_DEVICES, or HIP's on AMD."""
     if inventory.gpus.vendor == "amd":
@@ -62,10 +89,7 @@ def _why_so_few(options: Options, inventory: Inventory) -> str:
     if options.gpus is not None:
         return f"--gpus {','.join(options.gpus)}"
     if inventory.gpus.trouble:
-        return (
-            f"{inventory.gpus.trouble}; '--device cpu' runs vLLM's CPU build, "
-            "'--gpus 0,1' names GPUs without asking the driver"
-        )
+        return f"{inventory.gpus.trouble}; {WITHOUT_A_DRIVER}"
     masks = masks_in_force(inventory.gpu_masks, inventory.gpus)
     if masks:
         told = ", ".join(f"{name}={value!r}" for name, value in masks.items())

@@ -134,7 +134,7 @@ def _engine(vllm: VllmCommand, options: Options, args: tuple[str, ...]) -> str:
         options.model,
         options.revision,
         options.tensor_parallel_size,
-        options.runs_on,
+        options.on_cpu,
     ]
     return fingerprint(str(word).encode() for word in (*what, *args))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.ports import free_ports
+from tests.support.refusal import assert_refused
 from vllm_stack import cli
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -135,16 +136,10 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(
     box: Path, capfd: pytest.CaptureFixture[str], args: list[str], code: int, names: list[str]
 ) -> None:
     """In this process, as there are many of them."""
-    before = sorted(box.rglob("*"))
-    assert cli.run(args) == code
-    stdout, stderr = capfd.readouterr()
-    assert stdout == ""
-    assert "Traceback" not in stderr
-    last = stderr.strip().splitlines()[-1]
-    assert all(name in last for name in names), last
+    sentence, whole = assert_refused(box, capfd, args, code)
+    assert all(name in sentence for name in names), sentence
     if code == 1:
-        assert stderr.strip() == last
-    assert sorted(box.rglob("*")) == before
+        assert whole == sentence
 
 
 def test_a_port_in_use_is_named_with_its_owner(run: Run, box: Path) -> None:
@@ -195,7 +190,6 @@ def test_help_teaches_and_names_the_next_steps(run: Run) -> None:
 def test_a_bug_of_ours_asks_to_be_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vllm_stack import cli
     from vllm_stack.commands import down
 
     def fail(out: Path) -> None:
@@ -208,7 +202,6 @@ def test_a_bug_of_ours_asks_to_be_reported(
 
 
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_stack import cli
     from vllm_stack.commands import down
 
     def interrupt(out: Path) -> None:

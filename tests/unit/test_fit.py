@@ -19,7 +19,6 @@ from vllm_stack.model.fit import (
     WATCHED,
     Demand,
     Fit,
-    asked_of,
     estimate,
     kv_bytes_per_token,
     longest_context,
@@ -483,7 +482,3 @@ def test_a_size_is_read_the_same_way_and_named() -> None:
     assert parse_number("2G", "--kv-cache-memory-bytes") == 2 * GIB
     with pytest.raises(UsageError, match=r"--kv-cache-memory-bytes '1\.5G' is not a number"):
         parse_number("1.5G", "--kv-cache-memory-bytes")
-
-
-def test_only_the_options_that_matter_are_kept() -> None:
-    assert asked_of(["--enable-lora", "--max-num-seqs"]) == {"--enable-lora"}

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from vllm_stack.checks.finding import Finding, ok, refused, warning
 from vllm_stack.errors import InsufficientGpus, StackError
 from vllm_stack.gpus.assignment import Slice
 from vllm_stack.gpus.box import Gpu, Vendor
 from vllm_stack.inventory import Inventory
-from vllm_stack.model.fit import LARGEST_SIZE
 from vllm_stack.options import Options
-from vllm_stack.placement import places
+from vllm_stack.placement import WITHOUT_A_DRIVER, places
 from vllm_stack.sizes import gib
+from vllm_stack.vllm_command import VllmCommand
 
 _VENDORS: dict[Vendor, str] = {"nvidia": "NVIDIA", "amd": "AMD"}
 
@@ -27,16 +25,13 @@ def driver(options: Options, inventory: Inventory) -> Finding | None:
             return warning(box.trouble, f"The GPUs of --gpus are taken on trust: {box.trouble}")
         return refused(
             box.trouble,
-            InsufficientGpus(
-                f"No GPU can be used: {box.trouble}; '--device cpu' runs vLLM's CPU build, "
-                "'--gpus 0,1' names GPUs without asking the driver"
-            ),
+            InsufficientGpus(f"No GPU can be used: {box.trouble}; {WITHOUT_A_DRIVER}"),
         )
     value = f"{_VENDORS[box.vendor]} {box.driver or 'of unknown version'}" + (
         f", CUDA {_version(box.cuda)}" if box.cuda else ""
     )
     # AMD's driver tells no CUDA, and is compared with nothing.
-    needed = getattr(inventory.vllm, "cuda", None)
+    needed = inventory.vllm.cuda if isinstance(inventory.vllm, VllmCommand) else None
     if box.cuda is not None and needed is not None and box.cuda[0] < needed[0]:
         return warning(
             value,
@@ -71,14 +66,6 @@ def gpu_health(options: Options, inventory: Inventory) -> Finding | None:
     if not ailing:
         return ok("nothing is reported")
     return warning(f"{len(ailing)} reported", "; ".join(ailing))
-
-
-def most_gpus(options: Options, inventory: Inventory) -> int:
-    """Say how many GPUs one worker could have: those there are, and of MIG devices one."""
-    slices = slices_or_none(replace(options, workers=1, tensor_parallel_size=1), inventory)
-    if any(gpu.mig_enabled for one in slices for gpu in one.gpus):
-        return 1
-    return len(options.gpus or inventory.gpus.gpus) or LARGEST_SIZE
 
 
 def slices_or_none(options: Options, inventory: Inventory) -> tuple[Slice, ...]:

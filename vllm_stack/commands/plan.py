@@ -8,8 +8,8 @@ from vllm_stack.commands.render import Rendered
 from vllm_stack.demand import demand_of
 from vllm_stack.gpus.box import Gpu, GpuBox
 from vllm_stack.gpus.mask import find
-from vllm_stack.model.find import Model
-from vllm_stack.model.fit import Fit, estimate, room_for
+from vllm_stack.model.config import ModelConfig
+from vllm_stack.model.fit import Demand, Fit, estimate, room_for
 from vllm_stack.plan import Plan, WorkerPlan
 from vllm_stack.ranges import ranges
 from vllm_stack.reasons import WHY
@@ -90,7 +90,8 @@ def _matrix(box: GpuBox) -> Iterator[str]:
 
 def _workers(rendered: Rendered) -> Iterator[str]:
     plan = rendered.plan
-    fit = _fit(rendered)
+    asked = _asked(rendered)
+    fit = estimate(*asked) if asked else None
     size = plan.options.tensor_parallel_size
     each = "" if plan.options.on_cpu or not plan.workers else f", {size} GPU{'s' * (size > 1)} each"
     yield f"Workers  {len(plan.workers)}{each}"
@@ -100,18 +101,19 @@ def _workers(rendered: Rendered) -> Iterator[str]:
         yield f"  {worker.name}  {worker.address}  {'  '.join(part for part in (place, cores) if part)}"
         if fit is not None:
             yield f"            [{_bar(fit)}] {gib(fit.total)} of {gib(fit.budget)} a GPU"
-    if fit is not None:
-        yield from (f"  {line}" for line in _legend(fit, rendered))
+    if asked and fit:
+        yield from (f"  {line}" for line in _legend(fit, room_for(*asked)))
     for index, address in enumerate(plan.options.upstreams):
         yield f"  upstream-{index}  http://{address}"
 
 
-def _fit(rendered: Rendered) -> Fit | None:
-    model = rendered.examined.inventory.model
+def _asked(rendered: Rendered) -> tuple[ModelConfig, Demand] | None:
+    """Give the model, and what is asked of the smallest GPU; None where either is not known."""
+    config = rendered.examined.inventory.found_model().config
     memories = [worker.memory for worker in rendered.plan.workers if worker.memory]
-    if not isinstance(model, Model) or model.config is None or not memories:
+    if config is None or not memories:
         return None
-    return estimate(model.config, demand_of(rendered.plan.options, min(memories)))
+    return config, demand_of(rendered.plan.options, min(memories))
 
 
 def _bar(fit: Fit) -> str:
@@ -122,15 +124,11 @@ def _bar(fit: Fit) -> str:
     return filled[:_BAR].ljust(_BAR, ".")
 
 
-def _legend(fit: Fit, rendered: Rendered) -> Iterator[str]:
+def _legend(fit: Fit, tokens: int | None) -> Iterator[str]:
     for term in fit.terms:
         if term.bytes:
             yield f"{_LETTERS.get(term.name, '?')} {gib(term.bytes)} for {term.how}"
     yield f"  The budget is {fit.budget_how}."
-    model = rendered.examined.inventory.found_model()
-    memories = [worker.memory for worker in rendered.plan.workers if worker.memory]
-    demand = demand_of(rendered.plan.options, min(memories))
-    tokens = room_for(model.config, demand) if model.config is not None else None
     if tokens:
         yield f"  What is left holds the KV cache of some {tokens:,} tokens a worker, all requests together."
 

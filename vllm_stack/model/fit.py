@@ -10,7 +10,6 @@ sequence of `--max-model-len`, and one block more. All sizes are in bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -503,8 +502,3 @@ def _useful(config: ModelConfig) -> int:
 
 def _fits_with(config: ModelConfig, demand: Demand, length: int) -> bool:
     return _weigh(config, replace(demand, max_length=length)).verdict == "fits"
-
-
-def asked_of(names: Iterable[str]) -> frozenset[str]:
-    """Keep of the options given those that `Demand.asked` is about."""
-    return frozenset(names) & frozenset(WATCHED)
