@@ -25,7 +25,7 @@ def places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
     """
     cores = inventory.machine.cores
     if options.on_cpu:
-        return tuple(Slice((), (), share, None) for share in split_cores(cores, options.workers))
+        return tuple(Slice((), (), share) for share in split_cores(cores, options.workers))
     if not options.workers:
         return ()
     slices = assign(

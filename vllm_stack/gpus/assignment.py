@@ -32,7 +32,6 @@ class Slice:
     tokens: tuple[str, ...]
     gpus: tuple[Gpu, ...]
     cores: tuple[int, ...]
-    numa_node: int | None
     memory: int | None = None
 
 
@@ -323,13 +322,11 @@ def _node(candidate: _Candidate) -> int | None:
 
 def _slice(group: Sequence[_Candidate]) -> Slice:
     gpus = tuple(candidate.gpu for candidate in group if candidate.gpu is not None)
-    nodes = {gpu.numa_node for gpu in gpus}
     near = {core for gpu in gpus for core in gpu.cores}
     totals = [total for candidate in group if (total := candidate.memory_total)]
     return Slice(
         tokens=tuple(candidate.token for candidate in group),
         gpus=gpus,
         cores=tuple(sorted(near)) if all(gpu.cores for gpu in gpus) else (),
-        numa_node=nodes.pop() if len(nodes) == 1 else None,
         memory=min(totals) if len(totals) == len(group) else None,
     )
