@@ -480,16 +480,22 @@ def everything_ends_with_supervisord_deaf_engines_too(stack: StackFactory) -> No
 # ------------------------------------------------------------------ all at once
 
 
-def freeze(pids: Sequence[int]) -> None:
-    """Stop everything first, so that nobody can react to the death of another."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-
-
 def shoot(pids: Iterable[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):  # died of an earlier shot
             os.kill(pid, signal.SIGKILL)
+
+
+def freeze_and_shoot(pids: Sequence[int]) -> None:
+    """Stop everything first, so that nobody can react to the death of another.
+
+    Children die before their parents: were a wrapper gone while its server is still stopped, the
+    kernel would send the server's group, now orphaned, SIGHUP and SIGCONT (POSIX, _exit), which
+    ends an engine in that group, and wakes gunicorn where supervisord went first.
+    """
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    shoot(reversed(pids))
 
 
 def all_in_order_of_birth(pids: list[int], engines: set[int]) -> None:
@@ -501,14 +507,11 @@ def all_in_reverse(pids: list[int], engines: set[int]) -> None:
 
 
 def all_while_they_are_stopped(pids: list[int], engines: set[int]) -> None:
-    freeze(pids)
-    shoot(pids)
+    freeze_and_shoot(pids)
 
 
 def all_but_the_engines(pids: list[int], engines: set[int]) -> None:
-    rest = [pid for pid in pids if pid not in engines]
-    freeze(rest)
-    shoot(rest)
+    freeze_and_shoot([pid for pid in pids if pid not in engines])
 
 
 Massacre = Callable[[list[int], set[int]], None]
