@@ -3,6 +3,8 @@ SHELL := /bin/sh
 
 # What `make up` runs; `make up MODEL=Qwen/Qwen3-8B WORKERS=4 ARGS="--port 8080 -- --max-model-len 8192"`.
 MODEL ?=
+# Or a stack of one model or several, in TOML: `make up FILE=stack.toml`.
+FILE ?=
 WORKERS ?= 2
 OUT ?= out
 ARGS ?=
@@ -31,7 +33,7 @@ BESIDE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Unit tests share nothing, and some of them wait.
 UNIT_JOBS ?= 3
 UNIT := $(PYTEST) -n $(UNIT_JOBS) --dist worksteal tests/unit
-export MODEL DEMO_MODEL OUT WORKERS DEVICE ARGS BIN
+export MODEL FILE DEMO_MODEL OUT WORKERS DEVICE ARGS BIN
 
 .PHONY: help
 help:  ## Show this list
@@ -45,10 +47,10 @@ demo: install  ## From nothing to an answer: two workers of a small chat model (
 	@sh docs/examples/demo.sh
 
 .PHONY: up
-up: install  ## Render MODEL and run it, Ctrl-C stops it (WORKERS=2 DETACH=1 ARGS="...")
-	@test -n "$$MODEL" || { echo 'Which model? make up MODEL=organisation/name, or a directory' >&2; exit 2; }
-	@$(BIN)/vllm-stack render --workers $(WORKERS) --device $(DEVICE) --out $(OUT) \
-	  $(if $(VLLM_COMMAND),--vllm-command "$(VLLM_COMMAND)") "$$MODEL" $(ARGS)
+up: install  ## Render MODEL, or FILE, and run it, Ctrl-C stops it (WORKERS=2 DETACH=1 ARGS="...")
+	@test -n "$$MODEL$$FILE" || { echo 'Which model? make up MODEL=organisation/name, or a directory' >&2; exit 2; }
+	@$(BIN)/vllm-stack render --out $(OUT) $(if $(VLLM_COMMAND),--vllm-command "$(VLLM_COMMAND)") \
+	  $(if $(FILE),--file "$$FILE",--workers $(WORKERS) --device $(DEVICE) "$$MODEL") $(ARGS)
 	@exec $(BIN)/vllm-stack up --out $(OUT) $(if $(DETACH),--detach)
 
 .PHONY: down

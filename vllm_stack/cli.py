@@ -6,14 +6,15 @@ Nothing here imports gevent, vllm or torch: `--help` and `render` answer at once
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar, cast
 
 import click
 
@@ -21,6 +22,8 @@ from vllm_stack import __version__
 from vllm_stack.cli_options import Seconds, option, out_option, render_options
 from vllm_stack.errors import StackError
 from vllm_stack.make_options import make_options
+from vllm_stack.options import Options
+from vllm_stack.stack_file import as_toml, file_option, models_of, stack_of
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 # What no file is named for, and what is not our doing: a full disk behind stdout, too many open files.
@@ -140,30 +143,47 @@ def _group() -> None:
     """
 
 
-def _model_and_vllm_options(function: _Function) -> _Function:
-    """Declare MODEL, what follows `--`, and the options of `render`."""
-    function = out_option(render_options(function))
-    function = click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_OPTIONS...]")(
-        function
+def _stack_options(function: _Function) -> _Function:
+    """Declare MODEL, what follows `--`, and the options of `render`; the function gets the options made."""
+
+    @functools.wraps(function)
+    def with_options(**settings: Any) -> Any:
+        context = click.get_current_context()
+        own = {name: settings[name] for name in ("dry_run", "as_json", "as_toml") if name in settings}
+        if own.get("as_toml"):
+            return click.echo(as_toml(context), nl=False)
+        own.pop("as_toml", None)
+        return function(make_options(models_of(context), **stack_of(context)), **own)
+
+    decorated = file_option(out_option(render_options(with_options)))
+    decorated = click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_OPTIONS...]")(
+        decorated
     )
-    return click.argument("model")(function)
+    return cast("_Function", click.argument("model", required=False)(decorated))
 
 
 @_group.command()
-@_model_and_vllm_options
+@_stack_options
 @click.option("--dry-run", is_flag=True, help="Print the files instead of writing them.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def render(dry_run: bool, as_json: bool, **settings: Any) -> None:
-    """Check the machine and write a stack for MODEL (a directory or a hub name).
+@click.option(
+    "--toml",
+    "as_toml",
+    is_flag=True,
+    help="Print the file for --file that means the same as this command line, and do nothing else.",
+)
+def render(models: Sequence[Options], dry_run: bool, as_json: bool) -> None:
+    """Check the machine and write a stack for MODEL (a directory or a hub name), or for those of a file.
 
     Everything after `--` goes to `vllm serve` as it is:
 
     \b
       vllm-stack render Qwen/Qwen3-8B --workers 2 -- --max-model-len 8192 --dtype bfloat16
+      vllm-stack render -f stack.toml
     """
     from vllm_stack.commands.render import plan_json, render_stack, summary
 
-    rendered = render_stack(make_options(**settings), dry_run)
+    rendered = render_stack(models, dry_run)
     if as_json:
         click.echo(plan_json(rendered))
         return
@@ -175,9 +195,9 @@ def render(dry_run: bool, as_json: bool, **settings: Any) -> None:
 
 
 @_group.command()
-@_model_and_vllm_options
+@_stack_options
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(as_json: bool, **settings: Any) -> None:
+def plan(models: Sequence[Options], as_json: bool) -> None:
     """Explain the stack that `render` would write: who gets which GPUs, what fits, and why.
 
     Takes the options of `render`, checks what `render` checks, and writes nothing.
@@ -188,7 +208,7 @@ def plan(as_json: bool, **settings: Any) -> None:
     from vllm_stack.commands.plan import explain
     from vllm_stack.commands.render import plan_json, render_stack
 
-    rendered = render_stack(make_options(**settings), dry_run=True)
+    rendered = render_stack(models, dry_run=True)
     if as_json:
         click.echo(plan_json(rendered))
         return
@@ -197,9 +217,9 @@ def plan(as_json: bool, **settings: Any) -> None:
 
 
 @_group.command()
-@_model_and_vllm_options
+@_stack_options
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def check(as_json: bool, **settings: Any) -> int:
+def check(models: Sequence[Options], as_json: bool) -> int:
     """Show whether a stack for MODEL can run here: one row for each check, and what to do.
 
     Takes the options of `render`, looks at what `render` looks at, and writes nothing. Exit code 1 if any
@@ -210,7 +230,7 @@ def check(as_json: bool, **settings: Any) -> int:
     """
     from vllm_stack.commands.check import check_machine
 
-    return check_machine(make_options(**settings), as_json)
+    return check_machine(models, as_json)
 
 
 @_group.command()

@@ -220,7 +220,7 @@ _RENDER_OPTIONS = (
     ),
     option(
         "--max-body",
-        type=click.IntRange(min=1),
+        type=click.IntRange(1, 1024 * 1024),
         default=64,
         show_default=True,
         metavar="MIB",

@@ -7,6 +7,9 @@ Every message names the offending value and the way out; none is followed by a t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class StackError(Exception):
     """An expected failure: the message is the whole report."""
@@ -62,3 +65,14 @@ class NoStack(StackError):
 
 class DriverTrouble(StackError):
     """The NVIDIA driver does not tell what it was asked."""
+
+
+@contextmanager
+def about(model: str) -> Iterator[None]:
+    """Name the model of a stack that an error is about, unless it begins with it; "" names none."""
+    try:
+        yield
+    except StackError as error:
+        if str(error).startswith(model):
+            raise
+        raise type(error)(f"{model}: {error}") from None

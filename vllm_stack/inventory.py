@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_stack.errors import ModelError, OutputError, PortError, VllmCommandError
@@ -28,7 +28,7 @@ from vllm_stack.vllm_options.known import read_options
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """Facts about this machine that a plan is made from.
+    """Facts about one model, and about the machine, that a plan is made from.
 
     What could not be found is the error that says so: a user should hear first of what matters most.
     """
@@ -42,14 +42,17 @@ class Inventory:
     # The variables that say which GPUs may be used, as far as they are set.
     gpu_masks: Mapping[str, str]
     machine: Machine
-    ports: PortError | None
     # Why --out cannot be a stack's directory.
     out: OutputError | None
     python: Path
     root: bool
+    # Why one of the stack's ports cannot be had.
+    ports: PortError | None = None
     tls_warning: str | None = None
     # Bytes free where the hub's cache is, if the model has to be downloaded.
     model_disk_free: int | None = None
+    # What other models of the stack have of the GPUs, by `Slice.identities`.
+    reserved: frozenset[str] = frozenset()
 
     @property
     def has_model(self) -> bool:
@@ -68,25 +71,33 @@ class Inventory:
         return self.vllm
 
 
-def take_inventory(options: Options, say: Callable[[str], object]) -> Inventory:
-    """Read everything that the plan and the checks need; `say` is told of what takes long."""
-    vllm = _find_vllm(options.vllm_command)
+def take_inventory(models: Sequence[Options], say: Callable[[str], object]) -> tuple[Inventory, ...]:
+    """Read everything that the plan and the checks of each model need; `say` is told of what takes long.
+
+    Not the ports: which those are is known when all workers are counted.
+    """
+    stack = models[0]
+    vllm = _find_vllm(stack.vllm_command)
     masks = {name: os.environ[name] for name in (ROCR_MASK, HIP_MASK, MASK) if name in os.environ}
-    model = _find_model(options)
-    return Inventory(
-        model=model,
+    computes = not stack.on_cpu and any(one.workers for one in models)
+    machine = Inventory(
+        model=ModelError("No model was looked for"),
         vllm=vllm,
-        vllm_options=_vllm_options(options, vllm, say),
-        gpus=GpuBox(()) if options.on_cpu or not options.workers else left_by_rocr(masks, read_box()),
+        vllm_options=_vllm_options(models, vllm, say),
+        gpus=left_by_rocr(masks, read_box()) if computes else GpuBox(()),
         gpu_masks=masks,
-        machine=read_machine(Layout.at(options.out).out),
-        ports=taken_port(options),
-        out=_out_trouble(options),
+        machine=read_machine(Layout.at(stack.out).out),
+        out=_out_trouble(stack),
         python=Path(sys.executable),
         root=os.geteuid() == 0,
-        tls_warning=_tls_warning(options),
-        model_disk_free=_model_disk_free(options, model),
+        tls_warning=_tls_warning(stack),
     )
+    return tuple(_with_model(machine, one) for one in models)
+
+
+def _with_model(machine: Inventory, options: Options) -> Inventory:
+    model = _find_model(options)
+    return replace(machine, model=model, model_disk_free=_model_disk_free(options, model))
 
 
 def _find_model(options: Options) -> Model | ModelError:
@@ -124,21 +135,21 @@ def _find_vllm(command: str) -> VllmCommand | VllmCommandError:
 
 
 def _vllm_options(
-    options: Options, vllm: VllmCommand | VllmCommandError, say: Callable[[str], object]
+    models: Sequence[Options], vllm: VllmCommand | VllmCommandError, say: Callable[[str], object]
 ) -> frozenset[str] | None:
     """Ask for vLLM's options only if one of them was passed on: it may take half a minute."""
-    if isinstance(vllm, VllmCommandError) or not options.workers or "vllm-options" in options.skip_checks:
+    if isinstance(vllm, VllmCommandError) or "vllm-options" in models[0].skip_checks:
         return None
-    if not any(word.startswith("-") for word in options.vllm_args):
+    if not any(word.startswith("-") for one in models if one.workers for word in one.vllm_args):
         return None
     return read_options(Path(vllm.argv[0]), vllm.argv, vllm.version, say)
 
 
-def taken_port(options: Options) -> PortError | None:
+def taken_port(models: Sequence[Options]) -> PortError | None:
     """Look for a port that somebody else holds; those of this very stack, if it runs, are its own."""
-    own = ports_of_running_stack(Layout.at(options.out))
+    own = ports_of_running_stack(Layout.at(models[0].out))
     try:
-        check_free(use for use in port_uses(options) if use.port not in own)
+        check_free(use for use in port_uses(models) if use.port not in own)
     except PortError as error:
         return error
     return None

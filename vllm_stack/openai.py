@@ -12,9 +12,12 @@ SERVER_ERROR = "server_error"
 RATE_LIMIT = "rate_limit_error"
 
 
-def error_body(message: str, kind: str, code: str) -> bytes:
-    """Give the JSON body `{"error": {...}}` for an answer that is not a 2xx."""
-    error = {"message": message, "type": kind, "param": None, "code": code}
+def error_body(message: str, kind: str, code: str, param: str | None = None) -> bytes:
+    """Give the JSON body `{"error": {...}}` for an answer that is not a 2xx.
+
+    `param` names the field of the request that is to blame.
+    """
+    error = {"message": message, "type": kind, "param": param, "code": code}
     return json.dumps({"error": error}).encode()
 
 

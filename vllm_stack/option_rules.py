@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
-from vllm_stack.errors import UsageError
+from collections.abc import Mapping, Sequence
+
+from vllm_stack.errors import UsageError, about
 from vllm_stack.options import Options
+from vllm_stack.vllm_arguments import values_of
 
 
-def check_options(options: Options) -> None:
-    """Raise `UsageError` for options that contradict each other."""
-    _check_upstreams(options)
-    _check_delays(options)
+def check_options(models: Sequence[Options]) -> None:
+    """Raise `UsageError` for options of a stack's models that contradict each other."""
+    own = {models[0].port: "--port", models[0].admin_port: "--admin-port"}
+    for one in models:
+        own |= dict.fromkeys(one.worker_ports, "--base-port")
+    for one in models:
+        with about(one.model if len(models) > 1 else ""):
+            _check_upstreams(one, own)
+            _check_aliases(one)
+    _check_delays(models[0])
 
 
-def _check_upstreams(options: Options) -> None:
+def _check_upstreams(options: Options, own: Mapping[int, str]) -> None:
     """Refuse a stack that would send to nobody, or to itself."""
     if not options.workers and not options.upstreams:
         raise UsageError(
             "--workers 0 leaves nobody to send to: name at least one --upstream http://host:port"
         )
-    own = {options.port: "--port", options.admin_port: "--admin-port"}
-    own |= dict.fromkeys(options.worker_ports, "--base-port")
     for address in options.upstreams:
         if address.is_loopback and address.port in own:
             raise UsageError(
                 f"--upstream http://{address} is this stack itself ({own[address.port]} {address.port}): "
                 "leave it out, or name another box"
             )
+
+
+def _check_aliases(options: Options) -> None:
+    if options.aliases and values_of(options.vllm_args, "--served-model-name"):
+        raise UsageError(
+            f"aliases and --served-model-name both name {options.model}: put all names into one of them"
+        )
 
 
 def _check_delays(options: Options) -> None:

@@ -1,8 +1,9 @@
-"""What the user asked for: one frozen value, built once from flags, environment and defaults."""
+"""What the user asked for: frozen values, built once from flags, file, environment and defaults."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +17,15 @@ Transport = Literal["tcp", "unix"]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options of `vllm-stack render`; times are seconds, sizes bytes."""
+    """One model with its workers, and the stack around them; times are seconds, sizes bytes.
+
+    Of a stack with several models each has options of its own. What a stack has once (doors, keys, policy,
+    waits) is the same in all of them.
+    """
 
     model: str
+    # Names under which clients may ask for it, beside its own.
+    aliases: tuple[str, ...] = ()
     out: Path = Path("out")
     workers: int = 1
     tensor_parallel_size: int = 1
@@ -56,6 +63,9 @@ class Options:
     automatic: frozenset[str] = frozenset()
     skip_checks: tuple[str, ...] = ()
     vllm_args: tuple[str, ...] = ()
+    # Workers of the models before it, and of all other models; see `numbered`.
+    first_worker: int = 0
+    other_workers: int = 0
 
     @property
     def on_cpu(self) -> bool:
@@ -67,11 +77,21 @@ class Options:
         return self.workers * self.tensor_parallel_size
 
     @property
+    def all_workers(self) -> int:
+        """The workers of the whole stack."""
+        return self.workers + self.other_workers
+
+    @property
+    def worker_indices(self) -> range:
+        """The numbers of its workers among all of the stack."""
+        return range(self.first_worker, self.first_worker + self.workers)
+
+    @property
     def worker_ports(self) -> tuple[int, ...]:
         """One port a worker; none when they listen on unix sockets."""
         if self.worker_transport == "unix":
             return ()
-        return tuple(range(self.base_port, self.base_port + self.workers))
+        return tuple(self.base_port + index for index in self.worker_indices)
 
     @property
     def scheme(self) -> str:
@@ -84,3 +104,13 @@ class Options:
         if self.host is not None:
             return self.host
         return "0.0.0.0" if self.api_keys else LOOPBACK  # noqa: S104 - a door that asks for a key
+
+
+def numbered(models: Sequence[Options]) -> tuple[Options, ...]:
+    """Number the workers of all models of a stack, in the order of the models."""
+    total = sum(one.workers for one in models)
+    found, first = [], 0
+    for one in models:
+        found.append(replace(one, first_worker=first, other_workers=total - one.workers))
+        first += one.workers
+    return tuple(found)

@@ -91,6 +91,8 @@ def has_option(args: tuple[str, ...], name: str) -> bool:
 
 def _refuse_ours(arg: str, option: str) -> None:
     """vLLM's parser takes `--por` for `--port`: an abbreviation of an option of ours is one, too."""
+    if "--api-key".startswith(option):
+        arg = arg.partition("=")[0]  # what follows is a secret
     if option in _HELP:
         raise UsageError(f"{arg!r} after `--` prints a help and ends: ask `vllm serve {arg}` yourself")
     if option in _OURS:

@@ -25,7 +25,8 @@ def places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
     """
     cores = inventory.machine.cores
     if options.on_cpu:
-        return tuple(Slice((), (), share) for share in split_cores(cores, options.workers))
+        shares = split_cores(cores, options.all_workers)
+        return tuple(Slice((), (), shares[index]) for index in options.worker_indices)
     if not options.workers:
         return ()
     slices = assign(
@@ -38,6 +39,7 @@ def places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
         share=needed_share(options.vllm_args),
         own_title=Layout.at(options.out).process_title(""),
         why=_why_so_few(options, inventory),
+        reserved=inventory.reserved,
     )
     return tuple(replace(one, cores=_worth_pinning(one.cores, cores)) for one in slices)
 
@@ -86,6 +88,12 @@ def _worth_pinning(near: tuple[int, ...], cores: tuple[int, ...]) -> tuple[int, 
 
 
 def _why_so_few(options: Options, inventory: Inventory) -> str:
+    others = 0 if options.gpus is not None else len(inventory.reserved)
+    taken = f"{others} belong{'s' * (others == 1)} to the other models" if others else ""
+    return "; ".join(filter(None, (taken, _why_so_few_here(options, inventory))))
+
+
+def _why_so_few_here(options: Options, inventory: Inventory) -> str:
     if options.gpus is not None:
         return f"--gpus {','.join(options.gpus)}"
     if inventory.gpus.trouble:

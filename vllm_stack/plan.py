@@ -7,11 +7,14 @@ reasons; the templates repeat the reasons as comments.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
-from vllm_stack.address import Address
+from vllm_stack.address import Address, TcpAddress
+from vllm_stack.deployment import Deployment, check_distinct
 from vllm_stack.gpus.amd_mask import kept_masks
 from vllm_stack.gpus.box import Vendor
 from vllm_stack.in_force import fingerprint
@@ -37,26 +40,64 @@ class WorkerPlan:
     # Bytes that the smallest of its GPUs has, where the driver tells.
     memory: int | None
     cores: tuple[int, ...]
+    # Names what it runs: the same name, the same caches of vLLM.
+    engine: str
     argv: tuple[str, ...]
     env: dict[str, str] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamPlan:
+    """A server elsewhere that joins the choice."""
+
+    name: str
+    address: TcpAddress
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """One model: what clients may call it, and who serves it."""
+
+    options: Options
+    names: tuple[str, ...]
+    workers: tuple[WorkerPlan, ...]
+    upstreams: tuple[UpstreamPlan, ...]
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The names of its workers, and of its servers elsewhere."""
+        workers = (worker.name for worker in self.workers)
+        return (*workers, *(upstream.name for upstream in self.upstreams))
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole stack, decided; rendering it needs nothing else."""
+    """A whole stack, decided; rendering it needs nothing else.
+
+    `options` are those of the first model, of which only what all have in common may be asked here.
+    """
 
     layout: Layout
     options: Options
     timings: Timings
-    workers: tuple[WorkerPlan, ...]
+    models: tuple[ModelPlan, ...]
     host: str
     proxy_processes: int
     python: Path
     root: bool
     vllm_version: str | None
-    engine: str
     notes: tuple[str, ...]
     vendor: Vendor = "nvidia"
+
+    @property
+    def workers(self) -> tuple[WorkerPlan, ...]:
+        """Those of all models."""
+        return tuple(worker for model in self.models for worker in model.workers)
+
+    @property
+    def upstreams(self) -> tuple[UpstreamPlan, ...]:
+        """Those of all models."""
+        return tuple(upstream for model in self.models for upstream in model.upstreams)
 
     @property
     def device(self) -> Literal["cpu", "cuda", "rocm"]:
@@ -77,52 +118,69 @@ class Plan:
         return f"{host}:{self.options.port}"
 
 
-def make_plan(options: Options, inventory: Inventory) -> Plan:
+def make_plan(deployments: Sequence[Deployment]) -> Plan:
     """Decide the whole stack.
 
     Raises `InsufficientGpus`, `GpuBusy`, `ModelError`, `PortError`, `OutputError` or `UsageError` with one
     sentence that names the value and the way out.
     """
-    layout = Layout.at(options.out)
-    check_options(options)
-    check_overlap(port_uses(options))
-    model = inventory.found_model()
-    timings = Timings(options.restart_delay, options.drain_timeout)
-    args = accept(options.vllm_args)
-    vllm = VllmCommand((), None) if not options.workers else inventory.found_vllm()
-    kept = kept_masks(inventory.gpu_masks, inventory.gpus)
-    workers = []
-    for index, (address, place) in enumerate(
-        zip(worker_addresses(options, layout), places(options, inventory), strict=True)
-    ):
-        name = f"worker-{index}"
-        cpu_cores = place.cores if options.on_cpu else ()
-        workers.append(
-            WorkerPlan(
-                name=name,
-                address=address,
-                gpus=place.tokens,
-                memory=place.memory,
-                cores=place.cores,
-                argv=serve_argv(
-                    vllm.argv, model.name, options, timings, address, inventory.machine.memory_total, args
-                ),
-                env=serve_environment(options, timings, layout, name, cpu_cores) | kept,
-            )
-        )
+    stack, inventory = deployments[0].options, deployments[0].inventory
+    layout = Layout.at(stack.out)
+    all_options = [one.options for one in deployments]
+    check_options(all_options)
+    check_distinct(deployments)
+    check_overlap(port_uses(all_options))
+    timings = Timings(stack.restart_delay, stack.drain_timeout)
+    first_upstreams = accumulate((len(one.upstreams) for one in all_options), initial=0)
     return Plan(
         layout=layout,
-        options=options,
+        options=stack,
         timings=timings,
-        workers=tuple(workers),
-        host=options.door_host,
-        proxy_processes=options.proxy_processes or _proxy_processes(options, len(inventory.machine.cores)),
+        models=tuple(
+            ModelPlan(one.options, one.names, _workers(one, layout, timings), _upstreams(one.options, first))
+            for one, first in zip(deployments, first_upstreams, strict=False)
+        ),
+        host=stack.door_host,
+        proxy_processes=stack.proxy_processes or _proxy_processes(all_options, len(inventory.machine.cores)),
         python=inventory.python,
         root=inventory.root,
-        vllm_version=vllm.version,
-        engine=_engine(vllm, options, args),
-        notes=tuple(_notes(options, inventory)),
+        vllm_version=inventory.found_vllm().version if stack.all_workers else None,
+        notes=tuple(_notes(all_options, inventory)),
         vendor=inventory.gpus.vendor,
+    )
+
+
+def _workers(deployment: Deployment, layout: Layout, timings: Timings) -> tuple[WorkerPlan, ...]:
+    options, inventory = deployment.options, deployment.inventory
+    model = inventory.found_model()
+    args = accept(options.vllm_args)
+    if not options.workers:
+        return ()
+    vllm = inventory.found_vllm()
+    kept = kept_masks(inventory.gpu_masks, inventory.gpus)
+    memory_total = inventory.machine.memory_total
+    placed = zip(
+        options.worker_indices, worker_addresses(options, layout), places(options, inventory), strict=True
+    )
+    return tuple(
+        WorkerPlan(
+            name=(name := f"worker-{index}"),
+            address=address,
+            gpus=place.tokens,
+            memory=place.memory,
+            cores=place.cores,
+            engine=_engine(vllm, options, args),
+            argv=serve_argv(vllm.argv, model.name, options, timings, address, memory_total, args),
+            env=serve_environment(options, timings, layout, name, place.cores if options.on_cpu else ())
+            | kept,
+        )
+        for index, address, place in placed
+    )
+
+
+def _upstreams(options: Options, first: int) -> tuple[UpstreamPlan, ...]:
+    return tuple(
+        UpstreamPlan(f"upstream-{index}", address) for index, address in enumerate(options.upstreams, first)
     )
 
 
@@ -139,20 +197,21 @@ def _engine(vllm: VllmCommand, options: Options, args: tuple[str, ...]) -> str:
     return fingerprint(str(word).encode() for word in (*what, *args))
 
 
-def _proxy_processes(options: Options, cores: int) -> int:
+def _proxy_processes(models: Sequence[Options], cores: int) -> int:
     """Choose by what can come and what can be spared: one for two servers, on an eighth of the cores.
 
     A process moves some 30,000 streamed events a second (the README says what one costs); two
     servers with 256 streams of 40 tokens a second each make 20,000. Where no model runs, half of
     the cores will do.
     """
-    servers = options.workers + len(options.upstreams)
-    to_spare = cores // (8 if options.workers else 2)
+    servers = sum(one.workers + len(one.upstreams) for one in models)
+    to_spare = cores // (8 if models[0].all_workers else 2)
     return max(1, min(math.ceil(servers / 2), to_spare))
 
 
-def _notes(options: Options, inventory: Inventory) -> list[str]:
+def _notes(models: Sequence[Options], inventory: Inventory) -> list[str]:
     """Say what a user should know before starting, and nothing they need not."""
+    options = models[0]
     notes = []
     if not options.api_keys:
         where = (
@@ -162,9 +221,10 @@ def _notes(options: Options, inventory: Inventory) -> list[str]:
         )
         notes.append(f"No API key: any key is accepted; {where}")
     cores = len(inventory.machine.cores)
-    if options.on_cpu and options.workers > cores:
-        notes.append(f"{options.workers} workers share {cores} CPU cores: expect them to be slow")
-    open_ways = ", ".join(f"http://{address}" for address in options.upstreams if not address.is_loopback)
+    if options.on_cpu and options.all_workers > cores:
+        notes.append(f"{options.all_workers} workers share {cores} CPU cores: expect them to be slow")
+    upstreams = dict.fromkeys(address for one in models for address in one.upstreams)
+    open_ways = ", ".join(f"http://{address}" for address in upstreams if not address.is_loopback)
     if open_ways:
         notes.append(f"Keys and prompts go to {open_ways} in plain HTTP: whoever is on the way can read them")
     if inventory.tls_warning is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from vllm_stack.address import LOOPBACK
@@ -24,15 +24,17 @@ class PortUse:
     option: str
 
 
-def port_uses(options: Options) -> tuple[PortUse, ...]:
-    """Name every port of the stack with its owner and the option that moves it."""
+def port_uses(models: Sequence[Options]) -> tuple[PortUse, ...]:
+    """Name every port of a stack of these models with its owner and the option that moves it."""
+    stack = models[0]
     workers = (
         PortUse(port, LOOPBACK, f"worker-{index}", "--base-port")
-        for index, port in enumerate(options.worker_ports)
+        for one in models
+        for index, port in zip(one.worker_indices, one.worker_ports, strict=False)
     )
     return (
-        PortUse(options.port, options.door_host, "the proxy", "--port"),
-        PortUse(options.admin_port, LOOPBACK, "the admin door", "--admin-port"),
+        PortUse(stack.port, stack.door_host, "the proxy", "--port"),
+        PortUse(stack.admin_port, LOOPBACK, "the admin door", "--admin-port"),
         *workers,
     )
 

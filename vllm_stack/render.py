@@ -65,7 +65,7 @@ def _worker(plan: Plan, worker: WorkerPlan) -> dict[str, Any]:
         "gpus": worker.gpus,
         "cores": () if plan.options.on_cpu else worker.cores,
         "admin_port": plan.options.admin_port,
-        "engine": plan.engine,
+        "engine": worker.engine,
         "gpu_patience": plan.timings.gpu_patience,
         "restart_delay": plan.timings.restart_delay,
         "restart_delay_max": plan.options.restart_delay_max,
@@ -87,6 +87,7 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "title": layout.process_title("proxy"),
         "port": options.port,
         "admin_port": options.admin_port,
+        "models": [{"names": model.names, "servers": model.servers} for model in plan.models],
         "workers": [{"name": worker.name, "address": str(worker.address)} for worker in plan.workers],
         "tls": _tls(options),
         "upstreams": _upstreams(plan),
@@ -118,8 +119,15 @@ def _stack(plan: Plan) -> dict[str, Any]:
     return {
         "version": __version__,
         "name": plan.layout.stack_name,
-        "model": options.model,
-        "revision": options.revision,
+        "models": [
+            {
+                "model": model.options.model,
+                "revision": model.options.revision,
+                "names": model.names,
+                "servers": model.servers,
+            }
+            for model in plan.models
+        ],
         "device": plan.device,
         "vllm_version": plan.vllm_version,
         "skipped_checks": list(plan.options.skip_checks),
@@ -147,10 +155,7 @@ def _stack(plan: Plan) -> dict[str, Any]:
 
 
 def _upstreams(plan: Plan) -> list[dict[str, str]]:
-    return [
-        {"name": f"upstream-{index}", "address": str(address)}
-        for index, address in enumerate(plan.options.upstreams)
-    ]
+    return [{"name": upstream.name, "address": str(upstream.address)} for upstream in plan.upstreams]
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -61,6 +61,20 @@ def value_of(argv: Sequence[str], *names: str) -> str | None:
     return given
 
 
+def values_of(argv: Sequence[str], name: str) -> tuple[str, ...]:
+    """Give all words of an option that takes several, e.g. --served-model-name; none if it is not set.
+
+    As in `value_of` the last one counts; of `--config` a single value is read.
+    """
+    given = tuple(value for option, value in _configured(argv) if _means(option, name))[-1:]
+    for index, word in enumerate(argv):
+        option, equals, value = word.partition("=")
+        if option.startswith("-") and _means(_dashed(option), name):
+            following = itertools.takewhile(lambda later: not later.startswith("-"), argv[index + 1 :])
+            given = (value,) if equals else tuple(following)
+    return given
+
+
 def needed_share(argv: Sequence[str]) -> float:
     """Give the share of each GPU that must be free when vLLM starts, by its command line.
 

@@ -15,7 +15,7 @@ from vllm_stack.timings import Timings
 def worker_addresses(options: Options, layout: Layout) -> list[Address]:
     """Give each worker its place to listen: a port on loopback, or a socket in a directory of ours."""
     if options.worker_transport == "unix":
-        sockets = (layout.worker_socket(f"worker-{index}") for index in range(options.workers))
+        sockets = (layout.worker_socket(f"worker-{index}") for index in options.worker_indices)
         return [UnixAddress(str(path)) for path in sockets]
     return [TcpAddress(LOOPBACK, port) for port in options.worker_ports]
 
@@ -44,13 +44,15 @@ def serve_argv(
     argv += ["--tensor-parallel-size", str(options.tensor_parallel_size)]
     if options.revision:
         argv += ["--revision", options.revision]
+    if options.aliases:
+        argv += ["--served-model-name", model, *options.aliases]
     # 0 would abort what is in flight at the first TERM; the engine drains instead.
     argv += ["--shutdown-timeout", str(math.ceil(timings.drain_timeout))]
     # /load is the only honest count of requests in flight when an engine hangs. Access logs go
     # through supervisord's one reader thread: a slow disk there would stall the server.
     argv += ["--enable-server-load-tracking", "--disable-uvicorn-access-log"]
     if options.on_cpu:
-        argv += cpu_arguments(options.workers, memory_total, args)
+        argv += cpu_arguments(options.all_workers, memory_total, args)
     return (*argv, *args)
 
 

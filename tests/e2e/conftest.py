@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
+import tomli_w
 
 from tests.support.ports import free_ports
 from tests.support.processes import ProcessLedger
@@ -33,10 +35,21 @@ class RealStack:
         self.options: dict[str, str] = {}
 
     def render(self, model: Path, *vllm_arguments: str) -> None:
-        assert (BIN / "vllm").exists(), "vLLM is not installed here: run `make install`"
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        options = {
-            "--workers": str(len(self.worker_ports)),
+        workers = str(len(self.worker_ports))
+        words = [word for pair in self._options(**{"--workers": workers}).items() for word in pair]
+        # The last one counts.
+        self._render(str(model), *words, "--", "--max-model-len", "1024", *vllm_arguments)
+
+    def render_models(self, *models: dict[str, Any]) -> None:
+        """Render a stack of several models, by a file."""
+        file = self.home / "stack.toml"
+        stack = {name.removeprefix("--"): value for name, value in self._options().items()}
+        file.write_text(tomli_w.dumps({**stack, "model": models}))
+        self._render("-f", "stack.toml")
+
+    def _options(self, **more: str) -> dict[str, str]:
+        return {
+            **more,
             "--device": "cpu",
             "--base-port": str(self.worker_ports[0]),
             "--port": str(self.port),
@@ -46,10 +59,11 @@ class RealStack:
             "--out": "out",
             **self.options,
         }
-        words = [word for pair in options.items() for word in pair]
-        # The last one counts.
-        vllm = ("--", "--max-model-len", "1024", *vllm_arguments)
-        result = self.vllm_stack("render", str(model), *words, *vllm)
+
+    def _render(self, *words: str) -> None:
+        assert (BIN / "vllm").exists(), "vLLM is not installed here: run `make install`"
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        result = self.vllm_stack("render", *words)
         assert result.returncode == 0, result.stderr
         self.ledger.title_prefix = f"vllm-stack:{self.name}"
 

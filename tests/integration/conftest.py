@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import xmlrpc.client
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any, Self
 
 import psutil
 import pytest
+import tomli_w
 from supervisor.xmlrpc import SupervisorTransport
 
 from tests.support.fake_hub import FakeHub
@@ -135,6 +136,10 @@ class Traffic:
             error.add_note(f"{len(bad)} of {len(self.answers)} requests failed: {bad[:3]}")
 
 
+def _words(options: Mapping[str, str]) -> list[str]:
+    return [word for pair in options.items() for word in pair]
+
+
 class Stack:
     """One stack in a directory of its own: what an operator can do to it, and what it shows."""
 
@@ -146,8 +151,11 @@ class Stack:
         restart_delay: float = 1.0,
         log_starts: bool = False,
         env: Mapping[str, str] | None = None,
+        models: Sequence[Mapping[str, Any]] = (),
         **options: str,
     ) -> None:
+        # Tables of a stack file; `workers` is then how many they have together.
+        self.models = models
         self.home = out.parent
         self.home.mkdir(parents=True, exist_ok=True)
         self.layout = Layout.at(out)
@@ -198,13 +206,20 @@ class Stack:
         looked for in the environment of the stack, where the test may have put some.
         """
         options = self.options | {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
-        argv = ["render", "org/model", *(word for pair in options.items() for word in pair)]
+        argv = ["render", *(self._file(options) if self.models else ["org/model", *_words(options)])]
         if self.supervisord is None and self.options["--device"] == "cpu":
             return cli.run(argv)
         # With the same interpreter by the same name: it stands in supervisord.conf.
         done = self._run(sys.executable, "-m", "vllm_stack", *argv)
         print(done.stdout, done.stderr)
         return done.returncode
+
+    def _file(self, options: Mapping[str, str]) -> list[str]:
+        """Write the stack file that says what these options do."""
+        stack = {name.removeprefix("--"): value for name, value in options.items() if name != "--workers"}
+        path = self.home / "stack.toml"
+        path.write_text(tomli_w.dumps({**stack, "model": self.models}))
+        return ["--file", str(path)]
 
     def start(self, reap: bool = True) -> Self:
         """Start supervisord in the foreground of a session of its own, as a terminal would.

@@ -22,6 +22,8 @@ from tests.support.nvml import GIB, LIBRARY, Device, Gpu, StandIn, gpus
 from tests.support.ports import free_ports
 from vllm_stack.vllm_options.known import RENDERED
 
+# Options of that vLLM which are passed on to it.
+PASSED_ON = {"--dtype", "--gpu-memory-utilization", "--max-num-seqs"}
 CONFIGS = Path(__file__).parents[1] / "unit" / "configs"
 # CPU seconds of a verb and its children. The clock on the wall is no measure on a loaded machine; alone,
 # all but the wait for a hub that does not answer is computing.
@@ -48,6 +50,15 @@ class Place:
             }
             (directory / "model.safetensors.index.json").write_text(json.dumps(index))
         return str(directory)
+
+    def stack(self, *tables: str, **settings: object) -> tuple[str, str]:
+        """Write a stack file with a table for each model; give the words that name it."""
+        path = self.home / "stack.toml"
+        above = "".join(
+            f"{name.replace('_', '-')} = {json.dumps(value)}\n" for name, value in settings.items()
+        )
+        path.write_text(above + "".join(f"\n[[model]]\n{table}\n" for table in tables))
+        return "-f", str(path)
 
     def run(self, verb: str, *words: str) -> tuple[subprocess.CompletedProcess[str], float]:
         """Run a verb; give what it said and the CPU seconds that took."""
@@ -76,11 +87,11 @@ class Place:
         return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     def checked(self, *words: str) -> dict[str, dict[str, str]]:
-        """Give the findings of `check`, by their names."""
+        """Give the findings of `check`, by their names; of several models by `NAME MODEL`."""
         done, _ = self.run("check", "--json", *words)
         told: dict[str, Any] = json.loads(done.stdout)
         assert told["ok"] is (done.returncode == 0)
-        return {found["name"]: found for found in told["checks"]}
+        return {f"{found['name']} {found['model'] or ''}".rstrip(): found for found in told["checks"]}
 
 
 @pytest.fixture
@@ -88,7 +99,7 @@ def place(tmp_path: Path, box: StandIn) -> Place:
     """A box of four GPUs, and a vLLM that tells its options in its help."""
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "vllm"
-    options = "".join(f"  {name}\n" for name in sorted({*RENDERED, "--dtype", "--max-num-seqs"}))
+    options = "".join(f"  {name}\n" for name in sorted({*RENDERED, *PASSED_ON}))
     program.write_text(f'#!/bin/sh\n[ "$*" = "serve --help=all" ] && printf %s "{options}"\n')
     program.chmod(0o755)
     box.show(*gpus(4))
@@ -177,7 +188,56 @@ def type_that_the_gpu_does_not_compute(place: Place) -> tuple[tuple[str, ...], t
     return (place.model("smollm2-135m"), "--", "--dtype", "bfloat16"), ("dtype", "8.0", "Tesla T4", "float16")
 
 
+# Of several models in one stack the one in trouble is named.
+
+
+def too_few_gpus_for_the_second(place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    one, two = place.model("qwen3-8b"), place.model("mixtral-8x7b")
+    tables = (f'model = "{one}"\ntensor-parallel-size = 2', f'model = "{two}"\nworkers = 3')
+    return place.stack(*tables), (
+        f"gpus {two}",
+        f"{two}: Insufficient GPUs: Required 3, but only 2 are available",
+        "2 belong to the other models",
+    )
+
+
+def gpu_of_two_models(place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    one, two = place.model("qwen3-8b"), place.model("mixtral-8x7b")
+    uuid = gpus(3)[2].uuid
+    tables = (f'model = "{one}"\ngpus = [2]', f'model = "{two}"\naliases = ["two"]\ngpus = ["{uuid}"]')
+    return place.stack(*tables), (f"gpus {two}", two, "GPU 2 is given to two models", "--allow-busy")
+
+
+def unknown_option_of_the_second(place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    one, two = place.model("qwen3-8b"), place.model("mixtral-8x7b")
+    tables = (
+        f'model = "{one}"\nvllm-args = ["--max-num-seqs", "8"]',
+        f'model = "{two}"\nvllm-args = ["--served-model-name", "two", "--max-modle-len", "8192"]',
+    )
+    return place.stack(*tables), ("vllm-options two", "two: ", "'--max-modle-len'", "--max-model-len")
+
+
+def second_model_too_big(place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    one, two = place.model("qwen3-8b"), place.model("llama-3.1-70b", 141_107_412_992)
+    return place.stack(f'model = "{one}"', f'model = "{two}"'), (
+        f"gpu-memory {two}",
+        two,
+        "131.4 GiB for the weights",
+    )
+
+
+def one_name_for_two_models(place: Place) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    one, two = place.model("qwen3-8b"), place.model("mixtral-8x7b")
+    tables = (f'model = "{model}"\naliases = ["chat"]' for model in (one, two))
+    return place.stack(*tables), ("options", "Two models are called 'chat'")
+
+
 CASES: list[Case] = [
+    too_few_gpus_for_the_second,
+    gpu_of_two_models,
+    unknown_option_of_the_second,
+    second_model_too_big,
+    one_name_for_two_models,
     too_few_gpus,
     heads_not_divisible,
     gpu_busy,
@@ -207,7 +267,8 @@ def test_what_cannot_work_is_refused_at_once_in_one_sentence_and_nothing_is_writ
     assert seconds < BUDGET
     findings = place.checked(*words)
     assert findings[check]["verdict"] == "refused"
-    assert findings[check]["advice"] == sentence.removeprefix("vllm-stack: ")
+    advice, model = findings[check]["advice"], check.partition(" ")[2]
+    assert sentence.removeprefix("vllm-stack: ") in (advice, f"{model}: {advice}")
     assert sorted(place.home.rglob("*")) == before
 
 
@@ -302,6 +363,60 @@ def test_workers_keep_to_islands_of_nvlink_and_to_the_cores_beside_them(place: P
     assert [worker["cores"] for worker in workers] == [[first], [last]]
     conf = (place.home / "out" / "supervisord.conf").read_text()
     assert 'CUDA_VISIBLE_DEVICES="0,2",CUDA_DEVICE_ORDER="PCI_BUS_ID"' in conf
+
+
+def test_models_keep_to_islands_of_nvlink_and_share_no_gpu(place: Place) -> None:
+    """An island of four and two pairs: four GPUs choose first, then two, and the single one last."""
+    islands = ((0, 2, 4, 6), (1, 3), (5, 7))
+    linked = {gpu: tuple(other for other in one if other != gpu) for one in islands for gpu in one}
+    place.box.show(*(replace(gpu, nvlinks=linked[index]) for index, gpu in enumerate(gpus(8))))
+    one, two, four = (place.model(name) for name in ("smollm2-135m", "qwen3-8b", "mixtral-8x7b"))
+    words = place.stack(
+        f'model = "{one}"\naliases = ["small"]',
+        f'model = "{two}"\ntensor-parallel-size = 2',
+        f'model = "{four}"\ntensor-parallel-size = 4',
+    )
+    found = place.checked(*words)
+    assert "worker-0: 5" in found[f"gpus {one}"]["value"]
+    assert "worker-1: 1,3" in found[f"gpus {two}"]["value"]
+    assert "worker-2: 0,2,4,6" in found[f"gpus {four}"]["value"]
+    done, seconds = place.run("render", *words)
+    assert done.returncode == 0, done.stderr
+    assert seconds < BUDGET
+    stack = json.loads((place.home / "out" / "stack.json").read_text())
+    assert [worker["gpus"] for worker in stack["workers"]] == [["5"], ["1", "3"], ["0", "2", "4", "6"]]
+    assert [model["servers"] for model in stack["models"]] == [["worker-0"], ["worker-1"], ["worker-2"]]
+    assert stack["models"][0]["names"] == [one, "small"]
+
+
+def test_a_gpu_is_for_two_models_if_busy_ones_may_be_used(place: Place) -> None:
+    one, two = place.model("qwen3-8b"), place.model("mixtral-8x7b")
+    tables = [f'model = "{one}"\ngpus = [2]', f'model = "{two}"\ngpus = [2, 1]\nworkers = 2']
+    done, _ = place.run("render", *place.stack(*tables, allow_busy=True))
+    assert done.returncode == 1
+    assert "1.84 of its memory together" in done.stderr
+    half = 'vllm-args = ["--gpu-memory-utilization", "0.5"]'
+    tables = [f"{table}\n{half}" for table in tables]
+    done, _ = place.run("render", *place.stack(*tables, allow_busy=True))
+    assert done.returncode == 0, done.stderr
+    assert "--start-stagger" in done.stdout
+    stack = json.loads((place.home / "out" / "stack.json").read_text())
+    assert [worker["gpus"] for worker in stack["workers"]] == [["2"], ["2"], ["1"]]
+
+
+def test_the_plan_of_several_models_says_who_gets_what_and_writes_nothing(place: Place) -> None:
+    one, two = place.model("qwen3-8b", 16_381_470_720), place.model("mixtral-8x7b", 93_405_593_600)
+    words = place.stack(
+        f'model = "{one}"\nworkers = "auto"',
+        f'model = "{two}"\ntensor-parallel-size = "auto"\nvllm-args = ["--served-model-name", "moe"]',
+    )
+    before = sorted(place.home.rglob("*"))
+    done, seconds = place.run("plan", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"{one}: --workers auto: 2, one for each free GPU" in done.stdout
+    assert "moe: --tensor-parallel-size auto: 2, the fewest GPUs of 79.5 GiB that hold it" in done.stdout
+    assert seconds < BUDGET
+    assert [path for path in sorted(place.home.rglob("*")) if path not in before] == []
 
 
 def test_a_broken_gpu_is_passed_over_and_named(place: Place) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vllm_stack.checks.finding import Finding
+from vllm_stack.checks.run import run_checks
+from vllm_stack.deployment import Deployment
 from vllm_stack.gpus.box import Gpu, GpuBox
 from vllm_stack.inventory import Inventory
 from vllm_stack.machine import Machine
 from vllm_stack.model.config import ModelConfig
 from vllm_stack.model.find import Model
 from vllm_stack.options import Options
+from vllm_stack.plan import Plan, make_plan
 from vllm_stack.vllm_command import VllmCommand
 
 GIB = 1024**3
@@ -51,3 +55,13 @@ def inventory(**changes: Any) -> Inventory:
 
 def options(**changes: Any) -> Options:
     return Options(**{"model": "org/model", "out": Path("/srv/stack"), "workers": 2, **changes})
+
+
+def plan_for(options: Options, inventory: Inventory) -> Plan:
+    """Plan a stack of one model."""
+    return make_plan([Deployment(options, inventory)])
+
+
+def findings_for(options: Options, inventory: Inventory) -> dict[str, Finding]:
+    """Check a stack of one model."""
+    return run_checks([Deployment(options, inventory)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import gevent
@@ -11,9 +12,10 @@ import pytest
 
 from tests.support.polling import throughout, until
 from vllm_stack.address import TcpAddress
+from vllm_stack.proxy import admission as admission_module
 from vllm_stack.proxy.admission import Admission, Ticket
 from vllm_stack.proxy.backends import Backend, Backends
-from vllm_stack.proxy.destination import ANYWHERE
+from vllm_stack.proxy.destination import ANYWHERE, Destination
 from vllm_stack.proxy.failures import ClientGone
 from vllm_stack.proxy.scoreboard import Row, Scoreboard
 from vllm_stack.proxy.settings import ProxySettings, Server
@@ -35,12 +37,21 @@ class FakePeer:
 class Process:
     """One proxy process's line, and what became of those who entered."""
 
-    def __init__(self, board: Scoreboard, workers: int, limit: int | None, timeout: float) -> None:
+    def __init__(
+        self, board: Scoreboard, workers: int, limit: int | None, timeout: float, models: int = 1
+    ) -> None:
         servers = tuple(
-            Server(f"worker-{n}", TcpAddress("127.0.0.1", 1 + n), None, 60.0, None) for n in range(workers)
+            Server(f"worker-{n}", TcpAddress("127.0.0.1", 1 + n), None, 60.0, None, n % models)
+            for n in range(workers)
         )
         unused: dict[str, Any] = dict.fromkeys(ProxySettings.__dataclass_fields__)
-        given = {"servers": servers, "policy": "least-loaded", "session_header": "x", "max_inflight": limit}
+        given: dict[str, Any] = {
+            "servers": servers,
+            "policy": "least-loaded",
+            "session_header": "x",
+            "max_inflight": limit,
+        }
+        given["models"] = [[f"model-{n}"] for n in range(models)]
         self.row: Row = board.row(board.take_row())
         self.backends = Backends(ProxySettings(**{**unused, **given}), board, self.row)
         self.admission = Admission(self.backends, self.row, limit, timeout)
@@ -60,7 +71,10 @@ class Visit:
 
     def __init__(self, process: Process, served: list[str], name: str, **ticket: Any) -> None:
         self.process, self.served, self.name = process, served, name
-        self.ticket = Ticket(ANYWHERE, ticket.pop("limited", True), frozenset(ticket.pop("avoid", ())))
+        model = ticket.pop("model", 0)
+        others = process.backends.models.others[model]
+        avoid = others | frozenset(ticket.pop("avoid", ()))
+        self.ticket = Ticket(Destination(model=model), ticket.pop("limited", True), avoid)
         self.peer = FakePeer()
         self.patient = ticket.pop("patient", True)
         self.begin()
@@ -89,9 +103,11 @@ class Visit:
 class House:
     """Processes before the same workers."""
 
-    def __init__(self, workers: int, processes: int, limit: int | None, timeout: float) -> None:
-        self.board = Scoreboard(processes, workers)
-        self.processes = [Process(self.board, workers, limit, timeout) for _ in range(processes)]
+    def __init__(
+        self, workers: int, processes: int, limit: int | None, timeout: float, models: int = 1
+    ) -> None:
+        self.board = Scoreboard(processes, workers, models + 1 if models > 1 else 1)
+        self.processes = [Process(self.board, workers, limit, timeout, models) for _ in range(processes)]
         self.served: list[str] = []
 
     def visit(self, process: int, name: str, **ticket: Any) -> Visit:
@@ -113,8 +129,14 @@ MakeHouse = Callable[..., House]
 def house() -> Iterator[MakeHouse]:
     houses: list[House] = []
 
-    def make(workers: int = 1, processes: int = 1, limit: int | None = 1, timeout: float = 10.0) -> House:
-        houses.append(House(workers, processes, limit, timeout))
+    def make(
+        workers: int = 1,
+        processes: int = 1,
+        limit: int | None = 1,
+        timeout: float = 10.0,
+        models: int = 1,
+    ) -> House:
+        houses.append(House(workers, processes, limit, timeout, models))
         return houses[-1]
 
     yield make
@@ -385,3 +407,58 @@ def test_without_a_limit_a_request_pays_nothing_for_the_line(
     full.settle("one")
     visit.leave()
     assert visit.ticket.since == 0
+
+
+# ------------------------------------------------------------------ several models
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_each_model_is_served_in_the_order_its_own_came(house: MakeHouse, processes: int) -> None:
+    full = house(workers=2, processes=processes, models=2)
+    visits = [full.visit(number % processes, str(number), model=number // 3 % 2) for number in range(12)]
+    assert full.waiting() == 10
+    served = ["0", "3"]
+    full.settle(*served)
+    for model in (1, 0):  # all of one, while the other one moves by nobody
+        numbers = [number for number in range(12) if number // 3 % 2 == model]
+        for number, after in pairwise(numbers):
+            visits[number].leave()
+            served.append(str(after))
+            full.settle(*served)
+        visits[numbers[-1]].leave()
+
+
+@pytest.mark.parametrize("model", [0, 1])
+def test_a_place_of_a_model_is_told_to_the_process_that_waits_for_it(
+    house: MakeHouse, model: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission_module, "_LOOK", 60.0)  # nobody looks: only who is told hears of it
+    full = house(workers=2, processes=3, models=2)
+    holders = [full.visit(0, f"holder {n}", model=n) for n in range(2)]
+    waiters = [full.visit(1 + n, f"waiter {n}", model=n) for n in range(2)]
+    full.settle("holder 0", "holder 1")
+    holders[model].leave()
+    full.settle("holder 0", "holder 1", f"waiter {model}")
+    waiters[model].leave()
+    holders[1 - model].leave()
+    full.settle("holder 0", "holder 1", f"waiter {model}", f"waiter {1 - model}")
+    waiters[1 - model].leave()
+
+
+def test_a_newcomer_of_one_model_does_not_wait_for_a_line_of_another(house: MakeHouse) -> None:
+    full = house(workers=2, processes=2, models=2)
+    holder = full.visit(0, "holder", model=0)
+    waiter = full.visit(0, "waiter", model=0)
+    for process in (0, 1):
+        full.visit(process, f"other {process}", model=1).leave()
+    full.settle("holder", "other 0", "other 1")
+    holder.leave()
+    waiter.leave()
+
+
+def test_a_retry_within_a_model_never_takes_a_place_of_another(house: MakeHouse) -> None:
+    full = house(workers=4, models=2, timeout=0.1)
+    visit = full.visit(0, "visit", model=1, avoid={1, 3})
+    full.settle("visit: nobody")
+    assert visit.backend is None
+    assert not any(full.board.loads())

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.boxes import amd_box, gpu_box, inventory, options
+from tests.unit.boxes import amd_box, gpu_box, inventory, options, plan_for
 from vllm_stack.errors import InsufficientGpus, UsageError
 from vllm_stack.gpus.amd_mask import hip_indices, hip_tokens, kept_masks, left_by_rocr, masks_in_force
 from vllm_stack.gpus.box import GpuBox, Link
 from vllm_stack.placement import places
-from vllm_stack.plan import Plan, make_plan
+from vllm_stack.plan import Plan
 from vllm_stack.render import render
 
 BOX = amd_box(8)
@@ -170,7 +170,7 @@ def test_a_token_always_means_the_gpu_whose_facts_go_with_it(rocr: str, hip: str
 def amd_plan(set_to: Mapping[str, str], box: GpuBox = BOX, **changes: object) -> Plan:
     """Plan as `take_inventory` would have found it."""
     found = inventory(gpus=left_by_rocr(set_to, box), gpu_masks=set_to)
-    return make_plan(options(**changes), found)
+    return plan_for(options(**changes), found)
 
 
 def test_workers_are_pinned_by_hips_numbers_and_keep_rocrs_mask() -> None:

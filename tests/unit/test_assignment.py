@@ -120,7 +120,7 @@ def nodes_of(one: Slice) -> set[int | None]:
 def test_a_slice_tells_its_gpus_their_cores_and_their_node() -> None:
     first, second = slices(DGX, 2, 4)
     memory = min(gpu.memory_total for gpu in DGX.gpus)
-    assert first == Slice(("0", "1", "2", "3"), DGX.gpus[:4], (0, 1, 2, 3), memory)
+    assert first == Slice(("0", "1", "2", "3"), DGX.gpus[:4], (0, 1, 2, 3), memory, ("0", "1", "2", "3"))
     assert (second.cores, nodes_of(second)) == ((4, 5, 6, 7), {1})
     (whole,) = slices(DGX, 1, 8)
     assert (whole.cores, nodes_of(whole)) == (tuple(range(8)), {0, 1})
@@ -309,7 +309,7 @@ def test_the_beginning_of_a_uuid_is_completed_for_those_who_ask_nvml() -> None:
 def test_named_gpus_are_taken_on_trust_where_the_driver_tells_nothing() -> None:
     unseen = GpuBox((), "the NVIDIA driver does not answer")
     first, second = slices(unseen, 2, 2, ["5", "0", "GPU-12", "7"], in_order=True)
-    assert first == Slice(("5", "0"), (), ())
+    assert first == Slice(("5", "0"), (), (), identities=("5", "0"))
     assert second.tokens == ("GPU-12", "7")
     with pytest.raises(UsageError, match="cannot use MIG devices"):
         slices(unseen, 1, 2, ["MIG-1", "MIG-2"], in_order=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.unit.boxes import GIB, gpu_box, inventory, machine, options
+from tests.unit.boxes import GIB, findings_for, gpu_box, inventory, machine, options
 from vllm_stack.address import TcpAddress
 from vllm_stack.checks.finding import Finding
-from vllm_stack.checks.run import CHECKS, SKIPPABLE, advice, check_names, refuse, run_checks
+from vllm_stack.checks.run import CHECKS, SKIPPABLE, advice, check_names, refuse
 from vllm_stack.commands.check import table
 from vllm_stack.errors import (
     MachineError,
@@ -29,13 +29,15 @@ from vllm_stack.vllm_options.known import RENDERED
 
 
 def found(name: str, given: Any = None, **facts: Any) -> Finding:
-    findings = run_checks(given or options(), inventory(**facts))
+    findings = findings_for(given or options(), inventory(**facts))
     assert name in findings, sorted(findings)
     return findings[name]
 
 
 def verdicts(given: Any = None, **facts: Any) -> dict[str, str]:
-    return {name: found.verdict for name, found in run_checks(given or options(), inventory(**facts)).items()}
+    return {
+        name: found.verdict for name, found in findings_for(given or options(), inventory(**facts)).items()
+    }
 
 
 def test_a_sound_box_is_well_in_every_row() -> None:
@@ -258,18 +260,18 @@ def test_a_pure_balancer_asks_nothing_of_a_model() -> None:
 
 
 def test_render_ends_with_the_first_refusal_and_shows_what_is_warned_of() -> None:
-    findings = run_checks(
+    findings = findings_for(
         options(),
         inventory(model=ModelError("No model"), ports=PortError("taken"), machine=machine(open_files=2000)),
     )
     with pytest.raises(ModelError, match="No model"):
         refuse(findings)
-    (only,) = advice(findings.values())
+    (only,) = advice(findings)
     assert "2000 files" in only
 
 
 def test_a_skipped_check_is_not_looked_at_and_says_so() -> None:
-    rows = run_checks(options(skip_checks=("ports",)), inventory(ports=PortError("taken")))
+    rows = findings_for(options(skip_checks=("ports",)), inventory(ports=PortError("taken")))
     assert rows["ports"].verdict == "skipped"
     refuse(rows)
 
@@ -283,7 +285,7 @@ def test_names_of_checks_are_taken_once_and_essential_ones_not_at_all() -> None:
 
 
 def test_the_table_has_a_row_for_each_check_and_what_to_do_below_it() -> None:
-    findings = run_checks(options(), inventory(ports=PortError("Port 8000 is in use: stop what holds it")))
+    findings = findings_for(options(), inventory(ports=PortError("Port 8000 is in use: stop what holds it")))
     lines = list(table(findings))
     assert [line.split()[0] for line in lines[1:-1] if not line.startswith(" ")] == list(findings)
     assert lines[[*findings].index("ports") + 2].strip() == "-> Port 8000 is in use: stop what holds it"

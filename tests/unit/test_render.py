@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from supervisor.options import ServerOptions
 
-from tests.unit.boxes import inventory, options
+from tests.unit.boxes import inventory, options, plan_for
 from vllm_stack.errors import OutputError
 from vllm_stack.files import File
 from vllm_stack.gpus.box import GpuBox
 from vllm_stack.model.find import Model
-from vllm_stack.plan import Plan, make_plan
+from vllm_stack.plan import Plan
 from vllm_stack.render import render
 
 
@@ -41,7 +41,7 @@ def plan(tmp_path: Path) -> Plan:
     layout = tmp_path / "out"
     (layout / "logs").mkdir(parents=True)
     (layout / "run").mkdir()
-    return make_plan(options(out=layout, tensor_parallel_size=2), inventory())
+    return plan_for(options(out=layout, tensor_parallel_size=2), inventory())
 
 
 def test_the_same_plan_gives_the_same_bytes(plan: Plan) -> None:
@@ -83,7 +83,7 @@ def test_supervisord_keeps_trying_stops_the_proxy_first_and_signals_the_wrapper_
 def test_a_box_without_gpus_hides_them_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("logs", "run"):
         (tmp_path / "out" / name).mkdir(parents=True)
-    plan = make_plan(options(out=tmp_path / "out", device="cpu"), inventory(gpus=GpuBox(())))
+    plan = plan_for(options(out=tmp_path / "out", device="cpu"), inventory(gpus=GpuBox(())))
     parsed = parse_supervisord_conf(files_of(plan)["supervisord.conf"].text, tmp_path, monkeypatch)
     for group in parsed.process_group_configs:
         for program in group.process_configs:
@@ -105,7 +105,7 @@ def test_gunicorn_reads_back_the_doors_and_our_worker_class(plan: Plan) -> None:
 
 
 def test_an_ipv6_door_is_written_with_brackets(tmp_path: Path) -> None:
-    plan = make_plan(options(out=tmp_path, host="::1"), inventory())
+    plan = plan_for(options(out=tmp_path, host="::1"), inventory())
     assert '"[::1]:8000"' in files_of(plan)["gunicorn.conf.py"].text
 
 
@@ -117,8 +117,8 @@ ARGUMENT = st.text(st.characters(exclude_characters="\0", exclude_categories=("C
 def test_no_text_of_the_users_reaches_supervisords_configuration(words: list[str], model: str) -> None:
     """A newline there would begin a program section of the attacker's choice."""
     values = tuple(f"x{word}" for word in words)  # not options of ours
-    clean = make_plan(options(), inventory())
-    plan = make_plan(options(vllm_args=values), inventory(model=Model(model, "directory")))
+    clean = plan_for(options(), inventory())
+    plan = plan_for(options(vllm_args=values), inventory(model=Model(model, "directory")))
     rendered = files_of(plan)
 
     def without_fingerprints(text: str) -> list[str]:
@@ -134,13 +134,13 @@ def test_no_text_of_the_users_reaches_supervisords_configuration(words: list[str
 
 
 def test_no_secret_is_rendered(tmp_path: Path) -> None:
-    plan = make_plan(options(out=tmp_path, api_keys=("sk-very-secret",)), inventory())
+    plan = plan_for(options(out=tmp_path, api_keys=("sk-very-secret",)), inventory())
     assert not any("sk-very-secret" in file.text for file in render(plan))
 
 
 def test_changed_options_have_another_fingerprint_and_only_for_those_they_concern(tmp_path: Path) -> None:
     def fingerprints(**changes: Any) -> list[str]:
-        text = files_of(make_plan(options(out=tmp_path, **changes), inventory()))["supervisord.conf"].text
+        text = files_of(plan_for(options(out=tmp_path, **changes), inventory()))["supervisord.conf"].text
         return [line.rpartition("=")[2] for line in text.splitlines() if line.startswith("environment=")]
 
     before, after = fingerprints(), fingerprints(policy="random")
@@ -150,12 +150,12 @@ def test_changed_options_have_another_fingerprint_and_only_for_those_they_concer
 
 
 def test_an_interpreter_supervisord_would_misread_is_refused() -> None:
-    plan = make_plan(options(), inventory(python=Path("/opt/my env/bin/python")))
+    plan = plan_for(options(), inventory(python=Path("/opt/my env/bin/python")))
     with pytest.raises(OutputError, match="my env"):
         render(plan)
 
 
 @pytest.mark.parametrize("depth", [1, 20])
 def test_the_control_socket_fits_into_a_socket_address(depth: int) -> None:
-    plan = make_plan(options(out=Path("/srv" + "/deep1" * depth)), inventory())
+    plan = plan_for(options(out=Path("/srv" + "/deep1" * depth)), inventory())
     assert len(str(plan.layout.socket)) + len(".4194304") <= 107

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.certificates import Certificate, make_certificate
-from tests.unit.boxes import inventory, options
+from tests.unit.boxes import inventory, options, plan_for
 from vllm_stack.errors import UsageError
-from vllm_stack.plan import make_plan
 from vllm_stack.tls_files import TlsFiles, check_tls_files, expiry_warning, server_context
 
 
@@ -98,5 +97,5 @@ def test_a_certificate_near_its_end_is_said_aloud(tmp_path: Path, days: float, s
     files = make_certificate(tmp_path, days)
     warning = expiry_warning(TlsFiles(files.certificate, files.key))
     assert (warning is None) if says is None else (warning is not None and says in warning)
-    plan = make_plan(options(**files.options), inventory(tls_warning=warning))
+    plan = plan_for(options(**files.options), inventory(tls_warning=warning))
     assert (warning in plan.notes) == (warning is not None)

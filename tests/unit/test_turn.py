@@ -43,6 +43,24 @@ def test_the_caches_of_another_engine_are_no_help(tmp_path: Path) -> None:
     assert second.take() is not None
 
 
+def test_the_engines_of_two_models_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    chat, chat_too, _ = turns(tmp_path, engine="chat")
+    embedding, embedding_too, _ = turns(tmp_path, engine="embedding")
+    assert [chat.take(), embedding.take()] == [None, None]
+    assert "worker-0 starts first" in str(chat_too.take())
+    assert "worker-0 starts first" in str(embedding_too.take())
+    chat.was_ready()
+    assert chat_too.take() is None
+    assert embedding_too.take() is not None
+
+
+def test_what_warms_one_engine_leaves_the_note_of_the_other(tmp_path: Path) -> None:
+    for engine in ("chat", "embedding", "chat"):
+        turns(tmp_path, engine=engine)[0].was_ready()
+    for engine in ("chat", "embedding"):
+        assert [turn.take() for turn in turns(tmp_path, engine=engine)] == [None, None, None]
+
+
 def test_one_that_fails_gives_its_turn_to_the_next(tmp_path: Path) -> None:
     first, second, third = turns(tmp_path)
     assert first.take() is None
@@ -85,6 +103,13 @@ def test_seconds_keep_a_distance_between_any_two_starts(tmp_path: Path) -> None:
     until(lambda: second.take() is None, 3, "the second may start")
     assert "worker-1 has just started" in str(third.take())
     until(lambda: third.take() is None, 3, "the third may start")
+
+
+def test_seconds_keep_the_distance_between_the_engines_of_two_models_too(tmp_path: Path) -> None:
+    first, *_ = turns(tmp_path, "600", engine="chat")
+    _, second, _ = turns(tmp_path, "600", engine="embedding")
+    assert first.take() is None
+    assert "worker-0 has just started" in str(second.take())
 
 
 def test_a_worker_never_waits_for_its_own_last_start(tmp_path: Path) -> None:

@@ -199,3 +199,31 @@ def test_a_stopped_holder_holds_up_the_others_once_and_shortly(turns: Turns) -> 
         assert time.monotonic() - start > 0.09  # patient again
     finally:
         end(again)
+
+
+@pytest.fixture
+def lanes() -> Iterator[Turns]:
+    """Two lanes for two processes."""
+    turns = Turns(3, lanes=2)
+    yield turns
+    for descriptor in (*turns.bells, turns.lock):
+        os.close(descriptor)
+
+
+def test_lanes_have_turns_of_their_own(lanes: Turns) -> None:
+    a, b = Turn(lanes, 1), Turn(lanes, 2)
+    now = time.monotonic_ns()
+    b.publish(now - 20, 3, choosy=False, lane=1)
+    assert a.is_ours(now, 0)
+    assert not a.is_ours(now, 1)
+    a.pass_on(0)
+    a.tell(0)
+    assert not rung(b)
+    a.tell(1)
+    assert rung(b)
+    a.publish(now - 10, 1, choosy=False, lane=0)
+    assert lanes.waiting() == 4
+    assert b.is_ours(now, 1)
+    lanes.clear(2)
+    assert a.is_ours(now, 1)
+    assert lanes.waiting() == 1

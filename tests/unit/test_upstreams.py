@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.boxes import inventory, options
+from tests.unit.boxes import inventory, options, plan_for
 from vllm_stack.address import TcpAddress
 from vllm_stack.errors import UsageError, VllmCommandError
 from vllm_stack.gpus.box import GpuBox
-from vllm_stack.plan import make_plan
 from vllm_stack.render import render
 from vllm_stack.upstreams import parse_upstream, parse_upstreams, read_upstream_keys
 
@@ -128,19 +127,19 @@ def test_a_file_of_keys_that_cannot_be_meant_is_refused_and_no_key_is_shown(
 
 def test_a_connection_is_kept_for_less_than_a_server_of_the_usual_kind_keeps_it() -> None:
     """uvicorn's 5 s, which is vLLM's default too: it must be us who hang up first."""
-    plan = make_plan(options(upstreams=(GPU2,)), inventory())
+    plan = plan_for(options(upstreams=(GPU2,)), inventory())
     assert plan.timings.upstream_idle < 5
 
 
 def test_a_stack_that_would_send_to_itself_is_refused() -> None:
     for address in (TcpAddress("127.0.0.1", 8000), TcpAddress("localhost", 9000), TcpAddress("::1", 5001)):
         with pytest.raises(UsageError, match="this stack itself"):
-            make_plan(options(upstreams=(address,)), inventory())
-    assert make_plan(options(upstreams=(TcpAddress("127.0.0.1", 8100),)), inventory())
+            plan_for(options(upstreams=(address,)), inventory())
+    assert plan_for(options(upstreams=(TcpAddress("127.0.0.1", 8100),)), inventory())
 
 
 def test_plain_http_beyond_this_machine_is_said_aloud() -> None:
-    notes = make_plan(options(upstreams=(GPU2, TcpAddress("127.0.0.1", 8100))), inventory()).notes
+    notes = plan_for(options(upstreams=(GPU2, TcpAddress("127.0.0.1", 8100))), inventory()).notes
     (note,) = (note for note in notes if "plain HTTP" in note)
     assert "http://gpu2:8000" in note
     assert "8100" not in note
@@ -149,7 +148,7 @@ def test_plain_http_beyond_this_machine_is_said_aloud() -> None:
 @pytest.mark.parametrize("device", ["auto", "cpu"])
 def test_a_pure_balancer_needs_neither_gpus_nor_vllm(tmp_path: Path, device: str) -> None:
     box = inventory(gpus=GpuBox((), "no driver"), vllm=VllmCommandError("none"))
-    plan = make_plan(options(workers=0, device=device, upstreams=(GPU2,), out=tmp_path), box)
+    plan = plan_for(options(workers=0, device=device, upstreams=(GPU2,), out=tmp_path), box)
     files = {file.path.name: file.text for file in render(plan)}
     assert set(files) == {"supervisord.conf", "gunicorn.conf.py", "proxy.json", "stack.json"}
     assert "[group:workers]" not in files["supervisord.conf"]
@@ -160,4 +159,4 @@ def test_a_pure_balancer_needs_neither_gpus_nor_vllm(tmp_path: Path, device: str
 
 def test_nobody_to_send_to_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--workers 0 .*--upstream"):
-        make_plan(options(workers=0), inventory())
+        plan_for(options(workers=0), inventory())

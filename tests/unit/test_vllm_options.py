@@ -202,6 +202,7 @@ class EngineArgs:
         if not ("serve" in sys.argv[1:]):
             group.add_argument("--model", **model_kwargs["model"])
         group.add_argument("--revision", **model_kwargs["revision"])
+        group.add_argument("--served-model-name", nargs="+")
         group.add_argument("--max-model-len", **{**model_kwargs["max_model_len"], "default": None})
         group.add_argument("--enforce-eager", **model_kwargs["enforce_eager"])
         group.add_argument("--maybe", "-m", **model_kwargs["maybe"])
@@ -283,6 +284,7 @@ WITHOUT_NO = {
     "other",
     "port",
     "revision",
+    "served-model-name",
     "shutdown-timeout",
     "stored",
     "tensor-parallel-size",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vllm_stack.checks.finding import Finding, ok, refused, warning
+from vllm_stack.deployment import Deployment
 from vllm_stack.errors import InsufficientGpus, StackError
 from vllm_stack.gpus.assignment import Slice
 from vllm_stack.gpus.box import Gpu, Vendor
@@ -10,6 +13,7 @@ from vllm_stack.inventory import Inventory
 from vllm_stack.options import Options
 from vllm_stack.placement import WITHOUT_A_DRIVER, places
 from vllm_stack.sizes import gib
+from vllm_stack.vllm_arguments import needed_share
 from vllm_stack.vllm_command import VllmCommand
 
 _VENDORS: dict[Vendor, str] = {"nvidia": "NVIDIA", "amd": "AMD"}
@@ -50,8 +54,40 @@ def gpus(options: Options, inventory: Inventory) -> Finding | None:
         slices = places(options, inventory)
     except StackError as error:
         return refused(value, error)
-    shown = "; ".join(f"worker-{index}: {','.join(one.tokens)}" for index, one in enumerate(slices))
+    placed = zip(options.worker_indices, slices, strict=True)
+    shown = "; ".join(f"worker-{index}: {','.join(one.tokens)}" for index, one in placed)
     return ok(f"{value} ({shown})")
+
+
+def gpu_sharing(deployments: Sequence[Deployment]) -> Finding | None:
+    """What two models ask of one GPU at their starts, there is but once (`request_memory` of vLLM)."""
+    shares: dict[str, dict[str, float]] = {}
+    for one in deployments:
+        if not one.options.on_cpu:
+            for place in slices_or_none(one.options, one.inventory):
+                for identity in place.identities:
+                    shares.setdefault(identity, {})[one.name] = needed_share(one.options.vllm_args)
+    shared = {identity: asked for identity, asked in shares.items() if len(asked) > 1}
+    if not shared:
+        return None
+    identity, asked = max(shared.items(), key=lambda item: sum(item[1].values()))
+    value = f"GPU {identity}: {' + '.join(f'{share:g}' for share in asked.values())} of its memory"
+    who = f"GPU {identity} is shared by {' and '.join(asked)}"
+    if sum(asked.values()) > 1:
+        return refused(
+            value,
+            InsufficientGpus(
+                f"{who}, which ask for {sum(asked.values()):.2f} of its memory together: give each a "
+                "--gpu-memory-utilization in its vllm-args that leaves room for the other"
+            ),
+        )
+    if deployments[0].options.start_stagger in ("auto", "none"):
+        return warning(
+            value,
+            f"{who}: vLLM measures free memory while it starts, so let them start one after another "
+            "(--start-stagger 60)",
+        )
+    return ok(value)
 
 
 def gpu_health(options: Options, inventory: Inventory) -> Finding | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vllm_stack.checks.finding import Finding, ok, refused, warning
 from vllm_stack.cpu_share import kv_cache_bytes
+from vllm_stack.deployment import Deployment, check_distinct
 from vllm_stack.errors import MachineError, PortError, UsageError
 from vllm_stack.inventory import Inventory
 from vllm_stack.layout import Layout
@@ -28,9 +31,10 @@ _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - it is spoken of
 _RANK_QUEUE = 240 * MIB
 
 
-def ports(options: Options, inventory: Inventory) -> Finding:
+def ports(deployments: Sequence[Deployment]) -> Finding:
     """No port twice, none that somebody holds, none where the kernel may put somebody."""
-    uses = port_uses(options)
+    uses = port_uses([one.options for one in deployments])
+    inventory = deployments[0].inventory
     value = ranges([use.port for use in uses])
     try:
         check_overlap(uses)
@@ -75,90 +79,101 @@ def open_files(options: Options, inventory: Inventory) -> Finding:
     return ok(value)
 
 
-def shared_memory(options: Options, inventory: Inventory) -> Finding | None:
+def shared_memory(deployments: Sequence[Deployment]) -> Finding | None:
     """The ranks of a tensor-parallel worker talk to their engine, and NCCL to itself, through /dev/shm."""
-    free = inventory.machine.shared_memory_free
-    if options.tensor_parallel_size == 1 or not options.workers or free is None:
+    free = deployments[0].inventory.machine.shared_memory_free
+    ranks = sum(one.options.gpus_needed for one in deployments if one.options.tensor_parallel_size > 1)
+    if not ranks or free is None:
         return None
-    needed = options.gpus_needed * _RANK_QUEUE
+    needed = ranks * _RANK_QUEUE
     value = f"{gib(free)} free in {_SHARED_MEMORY}"
     if free >= needed:
         return ok(value)
     return warning(
         value,
-        f"{_SHARED_MEMORY} has {gib(free)} free, and {options.gpus_needed} tensor-parallel ranks may fill "
+        f"{_SHARED_MEMORY} has {gib(free)} free, and {ranks} tensor-parallel ranks may fill "
         f"{gib(needed)}; a full one kills them with SIGBUS: enlarge it "
         "(mount -o remount,size=16G /dev/shm; in a container --shm-size or --ipc=host)",
     )
 
 
-def host_memory(options: Options, inventory: Inventory) -> Finding | None:
+def host_memory(deployments: Sequence[Deployment]) -> Finding | None:
     """N servers start at once, each with libraries of its own, and on a CPU with weights of its own."""
-    available = inventory.machine.memory_available
-    if not options.workers or available is None:
+    machine = deployments[0].inventory.machine
+    available, workers = machine.memory_available, sum(one.options.workers for one in deployments)
+    if not workers or available is None:
         return None
-    weights = _weights_in_memory(options, inventory)
-    needed = weights + options.gpus_needed * _PROCESS
-    if options.on_cpu:
-        needed += options.workers * kv_cache_bytes(options.workers, inventory.machine.memory_total)
-    value = f"{gib(available)} of {gib(inventory.machine.memory_total)} available"
+    needed = sum(_weights_in_memory(one) + one.options.gpus_needed * _PROCESS for one in deployments)
+    if deployments[0].options.on_cpu:
+        needed += workers * kv_cache_bytes(workers, machine.memory_total)
+    value = f"{gib(available)} of {gib(machine.memory_total)} available"
     if needed <= available:
         return ok(value)
-    workers = "1 worker takes" if options.workers == 1 else f"{options.workers} workers take"
-    fewer = "" if options.workers == 1 else "fewer --workers, "
+    who = "1 worker takes" if workers == 1 else f"{workers} workers take"
+    fewer = "" if workers == 1 else "fewer --workers, "
     return warning(
         value,
-        f"{workers} about {gib(needed)} of memory while loading, and {gib(available)} are available: "
+        f"{who} about {gib(needed)} of memory while loading, and {gib(available)} are available: "
         f"use {fewer}a smaller model, or some swap",
     )
 
 
-def _weights_in_memory(options: Options, inventory: Inventory) -> int:
+def _weights_in_memory(one: Deployment) -> int:
     """Weights pass through the page cache on their way to a GPU, which the kernel takes back."""
-    model = inventory.found_model()
-    return (model.weight_bytes or 0) * options.workers if options.on_cpu else 0
+    weights = one.inventory.found_model().weight_bytes or 0
+    return weights * one.options.workers if one.options.on_cpu else 0
 
 
-def disk(options: Options, inventory: Inventory) -> Finding | None:
+def disk(deployments: Sequence[Deployment]) -> Finding | None:
     """Logs grow up to their limits; a model that is not here yet is downloaded by the first worker."""
-    free = inventory.machine.disk_free
+    free = deployments[0].inventory.machine.disk_free
     if free is None:
         return None
-    out = Layout.at(options.out).out
+    out = Layout.at(deployments[0].options.out).out
     value = f"{gib(free)} free at {out}"
     if free < _DISK_NEEDED:
         return refused(
             value,
             MachineError(f"The disk of {out} has {free // MIB} MiB free: make room, or use another --out"),
         )
-    download = _download_refusal(inventory)
+    download = _download_refusal(deployments)
     if download is not None:
         return refused(value, download)
-    logs = (options.workers + 1) * _LOGS
+    programs = sum(one.options.workers for one in deployments) + 1
+    logs = programs * _LOGS
     if free < logs:
         return warning(
             value,
-            f"The logs of {options.workers + 1} programs may grow to {gib(logs)}, and {out} has {gib(free)} "
+            f"The logs of {programs} programs may grow to {gib(logs)}, and {out} has {gib(free)} "
             "free: make room, or use another --out",
         )
     return ok(value)
 
 
-def _download_refusal(inventory: Inventory) -> MachineError | None:
-    model = inventory.found_model()
-    free = inventory.model_disk_free
-    if model.download_bytes is None or free is None or free >= model.download_bytes:
+def _download_refusal(deployments: Sequence[Deployment]) -> MachineError | None:
+    """Say that what is downloaded does not go onto the disk, as if it were one disk for all of it."""
+    downloads = {
+        found.name: (found.download_bytes, one.inventory.model_disk_free)
+        for one in deployments
+        if (found := one.inventory.found_model()).download_bytes is not None
+        and one.inventory.model_disk_free is not None
+    }
+    needed = sum(size or 0 for size, _ in downloads.values())
+    free = min((free or 0 for _, free in downloads.values()), default=0)
+    if free >= needed:
         return None
     return MachineError(
-        f"{model.name} is a download of {gib(model.download_bytes)}, and the disk of the hub's cache has "
+        f"{' and '.join(downloads)} {'is a download' if len(downloads) == 1 else 'are downloads'} of "
+        f"{gib(needed)}, and the disk of the hub's cache has "
         f"{gib(free)} free: make room, or set HF_HOME to a directory on a larger disk"
     )
 
 
-def options_agree(options: Options, inventory: Inventory) -> Finding:
+def options_agree(deployments: Sequence[Deployment]) -> Finding:
     """The options can be meant together."""
     try:
-        check_options(options)
+        check_options([one.options for one in deployments])
+        check_distinct(deployments)
     except UsageError as error:
         return refused("they contradict each other", error)
     return ok("they agree")

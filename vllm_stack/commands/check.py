@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import click
 
@@ -16,9 +16,9 @@ _LONGEST = 200
 _COLOURS = {"ok": "green", "warning": "yellow", "refused": "red", "skipped": "blue"}
 
 
-def check_machine(options: Options, as_json: bool) -> int:
+def check_machine(models: Sequence[Options], as_json: bool) -> int:
     """Run all checks and show their findings; gives the exit code, 1 if any of them refused."""
-    examined = examine(options)
+    examined = examine(models)
     findings = examined.findings
     if as_json:
         click.echo(json.dumps({**_as_json(findings), "decisions": examined.decisions}, indent=2))
@@ -32,8 +32,14 @@ def _as_json(findings: Mapping[str, Finding]) -> dict[str, object]:
     return {
         "ok": all(finding.verdict != "refused" for finding in findings.values()),
         "checks": [
-            {"name": name, "verdict": finding.verdict, "value": finding.value, "advice": finding.advice}
-            for name, finding in findings.items()
+            {
+                "name": check,
+                "model": model or None,
+                "verdict": finding.verdict,
+                "value": finding.value,
+                "advice": finding.advice,
+            }
+            for (check, _, model), finding in ((row.partition(" "), one) for row, one in findings.items())
         ],
     }
 

@@ -118,12 +118,14 @@ def _ask(names: list[str], stack: Stack, look: Look, yes: bool) -> None:
 
 def _hold(options: DrillOptions, names: list[str], site: Site, stack: Stack, door: Door) -> list[Result]:
     """Hold one drill after another; once the stack does not come back, no further one."""
+    # The worker that is hurt should have something to do.
+    model = stack.model_of(site.worker) if len(stack.models) > 1 else None
     conductor = Conductor(
         site=site,
         workers=stack.worker_names,
         admin=AdminDoor(stack.admin_port),
         door=door,
-        requests=choose_requests(door, options.max_tokens),
+        requests=choose_requests(door, options.max_tokens, model),
         clients=options.clients,
         timeout=options.timeout,
         say=lambda line: click.echo(line, err=True),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from vllm_stack.checks.run import row_name
 from vllm_stack.commands.render import Rendered
 from vllm_stack.demand import demand_of
+from vllm_stack.deployment import Deployment
 from vllm_stack.gpus.box import Gpu, GpuBox
 from vllm_stack.gpus.mask import find
 from vllm_stack.model.config import ModelConfig
 from vllm_stack.model.fit import Demand, Fit, estimate, room_for
-from vllm_stack.plan import Plan, WorkerPlan
+from vllm_stack.plan import ModelPlan, Plan, WorkerPlan
 from vllm_stack.ranges import ranges
 from vllm_stack.reasons import WHY
 from vllm_stack.sizes import gib
@@ -25,15 +27,21 @@ def explain(rendered: Rendered) -> Iterator[str]:
     """Give the lines: the model, the GPUs and how they are joined, each worker, and every derived setting."""
     examined, plan = rendered.examined, rendered.plan
     findings = examined.findings
-    yield f"Model    {findings['model'].value}"
+    several = len(plan.models) > 1
+    for model in plan.models:
+        yield f"Model    {findings[row_name('model', model.names[0] if several else '')].value}"
+        if several or len(model.names) > 1:
+            yield f"           clients say {', '.join(model.names)}"
     if "vllm" in findings:
         yield f"vLLM     {findings['vllm'].value or plan.vllm_version or 'of unknown version'}"
     yield f"Door     {plan.options.scheme}://{plan.door_address}/v1, {plan.options.policy} routing"
-    if examined.inventory.gpus.gpus:
+    box = examined.deployments[0].inventory.gpus
+    if box.gpus:
         yield ""
-        yield from _gpus(examined.inventory.gpus, plan.workers)
-    yield ""
-    yield from _workers(rendered)
+        yield from _gpus(box, plan.workers)
+    for deployment, model in zip(examined.deployments, plan.models, strict=True):
+        yield ""
+        yield from _workers(deployment, model, several)
     yield ""
     yield "Settings, and why"
     yield from (f"  {line}" for line in _settings(plan))
@@ -88,14 +96,14 @@ def _matrix(box: GpuBox) -> Iterator[str]:
         yield "".join([f"{row:>4}", *(f"{cell:>5}" for cell in cells)])
 
 
-def _workers(rendered: Rendered) -> Iterator[str]:
-    plan = rendered.plan
-    asked = _asked(rendered)
+def _workers(deployment: Deployment, model: ModelPlan, several: bool) -> Iterator[str]:
+    asked = _asked(deployment, model)
     fit = estimate(*asked) if asked else None
-    size = plan.options.tensor_parallel_size
-    each = "" if plan.options.on_cpu or not plan.workers else f", {size} GPU{'s' * (size > 1)} each"
-    yield f"Workers  {len(plan.workers)}{each}"
-    for worker in plan.workers:
+    size = model.options.tensor_parallel_size
+    each = "" if model.options.on_cpu or not model.workers else f", {size} GPU{'s' * (size > 1)} each"
+    what = f" of {model.names[0]}" if several else ""
+    yield f"Workers  {len(model.workers)}{what}{each}"
+    for worker in model.workers:
         place = f"GPU {','.join(worker.gpus)}" if worker.gpus else ""
         cores = f"cores {ranges(worker.cores)}" if worker.cores else "all cores"
         yield f"  {worker.name}  {worker.address}  {'  '.join(part for part in (place, cores) if part)}"
@@ -103,17 +111,17 @@ def _workers(rendered: Rendered) -> Iterator[str]:
             yield f"            [{_bar(fit)}] {gib(fit.total)} of {gib(fit.budget)} a GPU"
     if asked and fit:
         yield from (f"  {line}" for line in _legend(fit, room_for(*asked)))
-    for index, address in enumerate(plan.options.upstreams):
-        yield f"  upstream-{index}  http://{address}"
+    for upstream in model.upstreams:
+        yield f"  {upstream.name}  http://{upstream.address}"
 
 
-def _asked(rendered: Rendered) -> tuple[ModelConfig, Demand] | None:
+def _asked(deployment: Deployment, model: ModelPlan) -> tuple[ModelConfig, Demand] | None:
     """Give the model, and what is asked of the smallest GPU; None where either is not known."""
-    config = rendered.examined.inventory.found_model().config
-    memories = [worker.memory for worker in rendered.plan.workers if worker.memory]
+    config = deployment.inventory.found_model().config
+    memories = [worker.memory for worker in model.workers if worker.memory]
     if config is None or not memories:
         return None
-    return config, demand_of(rendered.plan.options, min(memories))
+    return config, demand_of(model.options, min(memories))
 
 
 def _bar(fit: Fit) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from vllm_stack.checks.run import advice, refuse
@@ -10,7 +11,7 @@ from vllm_stack.commands.examine import Examined, examine
 from vllm_stack.files import File, make_directories, shown, write_files
 from vllm_stack.keys import new_key
 from vllm_stack.options import Options
-from vllm_stack.plan import Plan, make_plan
+from vllm_stack.plan import ModelPlan, Plan, make_plan
 from vllm_stack.render import render
 
 
@@ -25,17 +26,17 @@ class Rendered:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was decided for the user, what they should know, and what may go wrong."""
-        return (*self.examined.decisions, *self.plan.notes, *advice(self.examined.findings.values()))
+        return (*self.examined.decisions, *self.plan.notes, *advice(self.examined.findings))
 
 
-def render_stack(options: Options, dry_run: bool = False) -> Rendered:
-    """Check, decide and write a stack; with `dry_run` write nothing.
+def render_stack(models: Sequence[Options], dry_run: bool = False) -> Rendered:
+    """Check, decide and write a stack of these models; with `dry_run` write nothing.
 
     Raises the error of the first check that refuses; then nothing is written.
     """
-    examined = examine(options)
+    examined = examine(models)
     refuse(examined.findings)
-    plan = make_plan(examined.options, examined.inventory)
+    plan = make_plan(examined.deployments)
     rendered = Rendered(examined, plan, render(plan))
     if not dry_run:
         _write(plan, rendered.files)
@@ -67,12 +68,8 @@ def summary(rendered: Rendered, written: bool) -> list[str]:
     plan = rendered.plan
     options, layout = plan.options, plan.layout
     version = f"vLLM {plan.vllm_version}" if plan.vllm_version else "vLLM"
-    elsewhere = f" and {len(options.upstreams)} elsewhere" if options.upstreams else ""
-    lines = [f"{options.model}: {options.workers} x {version}{elsewhere}"]
-    for worker in plan.workers:
-        place = f"GPU {','.join(worker.gpus)}" if worker.gpus else f"CPU {','.join(map(str, worker.cores))}"
-        lines.append(f"  {worker.name}  {worker.address}  {place}")
-    lines += [f"  upstream-{index}  http://{address}" for index, address in enumerate(options.upstreams)]
+    several = len(plan.models) > 1
+    lines = [line for model in plan.models for line in _model_lines(model, version, several)]
     lines.append(f"  proxy     {options.scheme}://{plan.door_address}/v1  {options.policy}")
     lines += [f"Note: {note}." for note in rendered.notes]
     if written:
@@ -83,6 +80,18 @@ def summary(rendered: Rendered, written: bool) -> list[str]:
             f"  supervisorctl -c {conf} status",
         ]
     return lines
+
+
+def _model_lines(model: ModelPlan, version: str, several: bool) -> Iterator[str]:
+    """List the servers of a model, with the names by which clients choose it where there is a choice."""
+    elsewhere = f" and {len(model.upstreams)} elsewhere" if model.upstreams else ""
+    called = f" as {', '.join(model.names)}" if several or len(model.names) > 1 else ""
+    yield f"{model.options.model}{called}: {len(model.workers)} x {version}{elsewhere}"
+    for worker in model.workers:
+        place = f"GPU {','.join(worker.gpus)}" if worker.gpus else f"CPU {','.join(map(str, worker.cores))}"
+        yield f"  {worker.name}  {worker.address}  {place}"
+    for upstream in model.upstreams:
+        yield f"  {upstream.name}  http://{upstream.address}"
 
 
 def plan_json(rendered: Rendered) -> str:

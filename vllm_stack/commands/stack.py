@@ -38,6 +38,8 @@ class Stack:
     layout: Layout
     # Where each worker listens.
     workers: dict[str, Address]
+    # The models, by the name that clients say, and who serves each.
+    models: dict[str, tuple[str, ...]]
     upstream_names: tuple[str, ...]
     admin_port: int
     stop_seconds: int
@@ -50,6 +52,10 @@ class Stack:
     @property
     def worker_names(self) -> tuple[str, ...]:
         return tuple(self.workers)
+
+    def model_of(self, server: str) -> str:
+        """Give the name that clients say to get the model of this server."""
+        return next(model for model, servers in self.models.items() if server in servers)
 
     @property
     def server_names(self) -> tuple[str, ...]:
@@ -91,6 +97,7 @@ def find_stack(out: Path) -> Stack:
         return Stack(
             layout,
             {worker["name"]: parse_address(worker["address"]) for worker in raw["workers"]},
+            {model["names"][0]: tuple(model["servers"]) for model in raw["models"]},
             tuple(upstream["name"] for upstream in raw["upstreams"]),
             raw["admin_port"],
             raw["stop_seconds"],

@@ -29,6 +29,7 @@ class WorkerStatus:
     """One worker now; `since` and `until` are Unix times, None where nobody knows."""
 
     name: str
+    model: str
     address: str
     state: str
     since: float | None
@@ -48,7 +49,8 @@ def show_status(out: Path, as_json: bool) -> int:
         found = {"proxy": proxy, "workers": [asdict(worker) for worker in workers]}
         click.echo(json.dumps(found, indent=2))
     else:
-        rows = [[worker.name, worker.state, _how_long(worker), _story(worker)] for worker in workers]
+        several = len(stack.models) > 1
+        rows = [[worker.name, worker.state, _how_long(worker), _story(worker, several)] for worker in workers]
         for line in _table([["proxy", proxy, "", stack.door.url], *rows]):
             click.echo(line)
     ready = sum(worker.state == Phase.READY for worker in workers)
@@ -81,6 +83,7 @@ def _look_at(stack: Stack, name: str, program: str) -> WorkerStatus:
     failure = last_failure(failure_record(stack.layout.state, name))
     return WorkerStatus(
         name=name,
+        model=stack.model_of(name),
         address=str(stack.workers[name]),
         state=state,
         since=note.since if note else None,
@@ -111,10 +114,12 @@ def _how_long(worker: WorkerStatus) -> str:
     return "" if worker.since is None else f"{time.time() - worker.since:.0f} s"
 
 
-def _story(worker: WorkerStatus) -> str:
+def _story(worker: WorkerStatus, several: bool) -> str:
+    """Say where it is or what it does, and of what model, where there are several."""
+    what = f"{worker.model}; " if several else ""
     if worker.detail or worker.last_failure is None:
-        return worker.detail or worker.address
-    return f"{worker.address}; before: {worker.last_failure} ({worker.failed_at})"
+        return f"{what}{worker.detail or worker.address}"
+    return f"{what}{worker.address}; before: {worker.last_failure} ({worker.failed_at})"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -93,12 +93,12 @@ class Requests:
         return json.dumps({**told, **asked}).encode()
 
 
-def choose_requests(door: Door, max_tokens: int) -> Requests:
+def choose_requests(door: Door, max_tokens: int, model: str | None = None) -> Requests:
     """Find out what the door serves, with one token of chat, or of a completion if it has no chat.
 
-    Raises `StackError` when it answers neither.
+    Without a `model` it is the first that the door names. Raises `StackError` when it answers neither.
     """
-    model = _model(door)
+    model = model or _model(door)
     chat = Requests(CHAT, model, 1)
     refused = _try(door, chat)
     if refused is None:

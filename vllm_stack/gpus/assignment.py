@@ -33,6 +33,8 @@ class Slice:
     gpus: tuple[Gpu, ...]
     cores: tuple[int, ...]
     memory: int | None = None
+    # Names of its GPUs or MIG devices, the same whichever words were used for them.
+    identities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +92,25 @@ def assign(
     share: float,
     own_title: str,
     why: str = "",
+    reserved: frozenset[str] = frozenset(),
 ) -> tuple[Slice, ...]:
     """Give each of `workers` a slice of `size` GPUs out of `tokens`.
 
     Free ones only, unless `allow_busy` fills up with busy ones. With `in_order` the slices are
     consecutive in the user's order; otherwise each is the best group of what is left. `share` is the part
     of a GPU's memory that vLLM asks for at its start. Processes whose command starts with `own_title` are
-    in nobody's way. `why` says what made the tokens so few. Tokens are taken on trust if the box could not
-    be read.
+    in nobody's way. `why` says what made the tokens so few. `reserved` are the identities of what other
+    models have: nobody else gets it, but who names it and would have busy ones. Tokens are taken on trust if
+    the box could not be read.
 
     Raises `InsufficientGpus`, `GpuBusy`, or `UsageError` for MIG devices that would have to be joined and
-    for a GPU that is named twice.
+    for a GPU that is named twice, or for two models.
     """
     needed = workers * size
     candidates = [_judge(place, token, box, share, own_title) for place, token in enumerate(tokens)]
     _check_twice(candidates)
+    if not (in_order and allow_busy):
+        candidates = _unreserved(candidates, reserved, named=in_order)
     if len(candidates) < needed:
         raise _too_few(needed, candidates, why or _empty_mig(box))
     if in_order:
@@ -187,6 +193,17 @@ def _check_twice(candidates: Sequence[_Candidate]) -> None:
             raise UsageError(
                 f"{candidate.label} is named twice, as {other.token} and as {candidate.token}: leave one out"
             )
+
+
+def _unreserved(candidates: Sequence[_Candidate], reserved: frozenset[str], named: bool) -> list[_Candidate]:
+    """Leave out what other models have; raises `UsageError` if the user `named` it for this one."""
+    for candidate in candidates:
+        if named and candidate.identity in reserved:
+            raise UsageError(
+                f"{candidate.label} is given to two models: name others for one of them, or pass "
+                "--allow-busy, with a --gpu-memory-utilization for each that leaves room for the other"
+            )
+    return [candidate for candidate in candidates if candidate.identity not in reserved]
 
 
 def _without_mig(candidates: Sequence[_Candidate], needed: int, size: int) -> list[_Candidate]:
@@ -329,4 +346,5 @@ def _slice(group: Sequence[_Candidate]) -> Slice:
         gpus=gpus,
         cores=tuple(sorted(near)) if all(gpu.cores for gpu in gpus) else (),
         memory=min(totals) if len(totals) == len(group) else None,
+        identities=tuple(candidate.identity for candidate in group),
     )

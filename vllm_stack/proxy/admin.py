@@ -29,6 +29,7 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
         {
             "name": backend.name,
             "address": str(backend.address),
+            "model": _door.backends.models.names[backend.model][0],
             "ready": backend.ready,
             "state": backend.state,
             "in_flight": loads[backend.index],

@@ -25,7 +25,6 @@ _LOOK = 0.25
 NOBODY: frozenset[int] = frozenset()
 # Whether the limit is minded, and whom not to go to. Those of one kind may go to the same workers.
 _Kind = tuple[bool, frozenset[int]]
-_PLAIN: _Kind = (True, NOBODY)
 
 
 class Ticket(Struct, eq=False):
@@ -79,6 +78,8 @@ class Admission:
         self._timeout = timeout
         # In the order they came, none of them empty. If the first of a kind cannot go, none of it can.
         self._lines: dict[_Kind, list[Ticket]] = {}
+        # The kind of each model whose requests take any place there is for it.
+        self._plain: list[_Kind] = [(True, others) for others in backends.models.others]
         self._listening = False
         self._closed = False
         loop = get_hub().loop
@@ -110,7 +111,7 @@ class Admission:
         if self._limited:
             if self._lines:
                 self.serve()
-            self._turn.tell()
+            self._turn.tell(backend.model)
 
     def serve(self) -> None:
         """Give what is free to those who have waited longest."""
@@ -137,9 +138,9 @@ class Admission:
             return self._backends.take(ticket.avoid, ticket.destination, False)
         ticket.since = ticket.since or time.monotonic_ns()
         with self._turn:
-            if self._turn.is_ours(ticket.since):
+            if self._turn.is_ours(ticket.since, ticket.destination.model):
                 return self._backends.take(ticket.avoid, ticket.destination, True)
-        self._turn.pass_on()
+        self._turn.pass_on(ticket.destination.model)
         return None
 
     def _wait(self, ticket: Ticket, peer: Peer) -> Backend | None:
@@ -171,7 +172,7 @@ class Admission:
         ticket.since = ticket.since or time.monotonic_ns()
         kind = ticket.kind = (ticket.limited, ticket.avoid)
         insort(self._lines.setdefault(kind, []), ticket, key=_since)
-        self._publish()
+        self._publish(ticket.destination.model)
 
     def _quit(self, ticket: Ticket) -> None:
         """Take it out of its line, if it is in one."""
@@ -182,16 +183,19 @@ class Admission:
         if not line:
             del self._lines[ticket.kind]
         ticket.kind = None
-        self._publish()
+        self._publish(ticket.destination.model)
 
-    def _publish(self) -> None:
-        """Tell the other processes of our lines, and listen to them while there is one."""
-        plain = self._lines.get(_PLAIN)
+    def _publish(self, model: int) -> None:
+        """Tell the other processes of our lines, and listen to them while there is one.
+
+        What has changed is about one model.
+        """
+        plain = self._lines.get(self._plain[model])
         waiting = sum(map(len, self._lines.values()))
-        choosy = waiting > (len(plain) if plain else 0)
-        self._turn.publish(plain[0].since if plain else 0, waiting, choosy)
+        choosy = waiting > sum(len(self._lines[kind]) for kind in self._plain if kind in self._lines)
+        self._turn.publish(plain[0].since if plain else 0, waiting, choosy, model)
         if not plain:
-            self._turn.pass_on()
+            self._turn.pass_on(model)
         if bool(self._lines) == self._listening:
             return
         self._listening = not self._listening

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from urllib.parse import quote
 
 from gevent.event import Event
 
 from vllm_stack.address import Address
 from vllm_stack.proxy import via
-from vllm_stack.proxy.destination import ANYWHERE, Destination, Reader, make_reader
+from vllm_stack.proxy.destination import ANYWHERE, Destination, Reader, among_models, make_reader
+from vllm_stack.proxy.models import Models
 from vllm_stack.proxy.policy import Choice, make_choice
 from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.scoreboard import Row, Scoreboard
@@ -21,6 +23,7 @@ from vllm_stack.proxy.upstream import Pool
 _FORGOTTEN = frozenset({"not listening", "stopped"})
 # States of a worker that was told to end: no use to wait for it.
 _LEAVING = frozenset({"stopping", "stopped"})
+_HEALTH = b"/health"
 _log = logging.getLogger("gunicorn.error")
 
 
@@ -34,18 +37,33 @@ def _own_lines(server: Server) -> bytes:
     return key + via.LINE if server.remote else key
 
 
+def _health_target(server: Server, models: Sequence[Sequence[str]]) -> bytes:
+    """Name the target at which a server tells its health.
+
+    One elsewhere may be a stack of several models, too: of it, only ours counts. Others do not
+    mind the query.
+    """
+    if server.remote and len(models) > 1:
+        return b"%s?model=%s" % (_HEALTH, quote(models[server.model][0], safe="").encode())
+    return _HEALTH
+
+
 class Backend:
     """One worker: its connections, and whether requests go to it."""
 
-    def __init__(self, index: int, server: Server) -> None:
+    def __init__(self, index: int, server: Server, health: bytes = _HEALTH) -> None:
+        """Take a server, and the target at which it tells its health."""
         self.index = index
         self.name = server.name
         self.address = server.address
         self.remote = server.remote
+        # The number of the model that it has.
+        self.model = server.model
         # What a request gets that goes here. A server elsewhere may choose by the Host; for a worker
         # the client's goes along, because it builds redirects from it.
         self.host = _host_header(server.address) if server.remote else None
         self.lines = _own_lines(server)
+        self.health = health
         self.pool = Pool(self.address, server.max_idle)
         self.ready = False
         self.state = "unknown"
@@ -78,21 +96,32 @@ class Backends:
     """All workers, and the choice among those that are ready."""
 
     def __init__(self, settings: ProxySettings, board: Scoreboard, row: Row) -> None:
-        self.all = tuple(Backend(index, server) for index, server in enumerate(settings.servers))
+        self.all = tuple(
+            Backend(index, server, _health_target(server, settings.models))
+            for index, server in enumerate(settings.servers)
+        )
         self._remotes = frozenset(backend.index for backend in self.all if backend.remote)
-        # Only then is anything barred: a pure balancer has no worker to keep a request for.
-        self.mixed = 0 < len(self._remotes) < len(self.all)
+        # A pure balancer has no worker to keep a request for.
+        self._mixed = 0 < len(self._remotes) < len(self.all)
+        self.models = Models(settings)
+        # Else nothing is ever barred.
+        self.bars = self._mixed or self.models.several
         self._board = board
         self._leases = row.leases
         self._limit = settings.max_inflight
         names = [backend.name for backend in self.all]
-        self._choice: Choice = make_choice(settings.policy, names, board.homes)
+        # One for each model, because a policy goes by what it did before, and one for what is about none.
+        self._choices: list[Choice] = [
+            make_choice(settings.policy, names, board.homes) for _ in self.models.others
+        ]
         # How many requests of this process are in flight with a routing key.
         self._asking: dict[int, int] = {}
         # Says where a request would like to go; asked once for each, however often it is sent.
         self.destination: Reader = (
             make_reader(settings.policy, settings.session_header) if len(self.all) > 1 else lambda _: ANYWHERE
         )
+        if self.models.several:
+            self.destination = among_models(self.destination, self.models.of)
         # The indices of those that requests go to.
         self._ready: list[int] = []
         # Called when there are others than before.
@@ -118,7 +147,7 @@ class Backends:
         if key is None and len(candidates) == 1:
             index = candidates[0]
         else:
-            index = self._choice(candidates, loads, key, key in self._asking)
+            index = self._choices[destination.model](candidates, loads, key, key in self._asking)
         self._leases[index] += 1
         if key is not None:
             self._asking[key] = self._asking.get(key, 0) + 1
@@ -138,13 +167,14 @@ class Backends:
         """
         return any(b.index not in asked and (b.remote or b.state not in _FORGOTTEN) for b in self.all)
 
-    def barred(self, request: Request) -> frozenset[int]:
-        """Name whom this request must not go to.
+    def barred(self, request: Request, model: int) -> frozenset[int]:
+        """Name whom this request for a model must not go to: all that do not have it, to begin with.
 
         What another stack sent stays with our own workers: two boxes that name each other would
         hand a request back and forth.
         """
-        return self._remotes if self.mixed and via.is_from_stack(request) else frozenset()
+        others = self.models.others[model]
+        return others | self._remotes if self._mixed and via.is_from_stack(request) else others
 
     def any_ready(self, barred: Collection[int] = ()) -> bool:
         return any(index not in barred for index in self._ready)

@@ -68,8 +68,9 @@ class Client:
                 if local is not None and not request.complete:
                     raise Refusal(413, "request_too_large", "No such body is expected here", close=True)
         except Refusal as refusal:
-            return self._refuse(refusal, request)
-        keep_alive = self._answer_locally(*local, request) if local is not None else self._exchange(request)
+            keep_alive = self._refuse(refusal, request)
+        else:
+            keep_alive = self._exchange(request) if local is None else self._answer_locally(*local, request)
         if keep_alive:
             self._parser.requests.popleft()
         return keep_alive
@@ -79,7 +80,7 @@ class Client:
             if request.complete and request.head.route is not Route.TUNNEL:  # the usual case
                 return Exchange(self._door, self._peer, request).run()
             return self._uncommon(request).run()
-        except Refusal as refusal:  # of the rest of an upload
+        except Refusal as refusal:  # of its model, or of the rest of an upload
             return self._refuse(refusal, request)
         except ClientGone:
             self._door.row.count(CLIENT_GONE)
@@ -93,8 +94,6 @@ class Client:
 
     def _refuse(self, refusal: Refusal, request: Request | None) -> bool:
         self._door.row.count(REFUSED)
-        if request is not None and request.complete:
-            self._parser.requests.popleft()
         keep_alive = request is not None and request.head.keep_alive and not self._door.closing
         return self._peer.refuse(refusal, request, keep_alive)
 
@@ -128,14 +127,18 @@ class Client:
         if request.head.expects_continue:
             self._peer.send(_CONTINUE)
         self._body_begun = time.monotonic()
-        while not request.complete and request.body_size <= HELD_BODY:
+        held = self._door.held(request)
+        while not request.complete and request.body_size <= held:
+            pieces = len(request.chunks)
             self._read_more(request)
+            if held > HELD_BODY:
+                request.gather(pieces)
 
     def _read_more(self, request: Request) -> None:
-        """Read more of the body; a part that is not held is waited for no longer than BODY_GRACE."""
+        """Read more of the body; a part beyond HELD_BODY is waited for no longer than BODY_GRACE."""
         self._parser.raise_refusal()
         deadline = self._body_begun + BODY_GRACE + request.body_size / BODY_RATE
-        if request.body_size > HELD_BODY:  # a worker waits, too
+        if request.body_size > HELD_BODY:  # a worker waits, too, or much is held
             deadline = min(deadline, time.monotonic() + BODY_GRACE)
         self._parser.feed(self._receive(deadline, "body"))
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from msgspec import Struct
 
+from vllm_stack.proxy.rendezvous import mix
 from vllm_stack.proxy.request import Request
 from vllm_stack.proxy.routing_key import RESPONSES, WITH_PREFIX, decode, header_key, prefix_key
 
@@ -20,10 +21,14 @@ _BELOW_RESPONSES = RESPONSES + b"/"
 
 
 class Destination(Struct, frozen=True, gc=False):
-    """`key` is the routing key; `stored` tells that only one worker knows what this is about."""
+    """`key` is the routing key; `stored` tells that only one worker knows what this is about.
+
+    `model` is the number of the model that is asked (`models.Models`).
+    """
 
     key: int | None = None
     stored: bool = False
+    model: int = 0
 
 
 ANYWHERE = Destination()
@@ -38,6 +43,21 @@ def make_reader(policy: str, session_header: str) -> Reader:
         name = session_header.lower().encode()
         return lambda request: Destination(header_key(request, name), _names_response(request))
     return lambda request: Destination(None, True) if _names_response(request) else ANYWHERE
+
+
+def among_models(read: Reader, model_of: Callable[[Request], int]) -> Reader:
+    """Give a reader that knows several models: requests for two of them never share a routing key.
+
+    It raises what `model_of` does.
+    """
+
+    def read_model_too(request: Request) -> Destination:
+        model = model_of(request)
+        place = read(request)
+        key = None if place.key is None else mix(place.key + model)
+        return Destination(key, place.stored, model)
+
+    return read_model_too
 
 
 def _read_prefix(request: Request) -> Destination:

@@ -15,11 +15,13 @@ from vllm_stack.proxy.backends import Backends
 from vllm_stack.proxy.cors import Cors
 from vllm_stack.proxy.handshake import check_origin
 from vllm_stack.proxy.known_heads import KnownHeads
+from vllm_stack.proxy.model_list import model_list
+from vllm_stack.proxy.model_name import in_query
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.refusal import Refusal
-from vllm_stack.proxy.request import Request
+from vllm_stack.proxy.request import HELD_BODY, Request
 from vllm_stack.proxy.request_head import RequestHead
-from vllm_stack.proxy.routes import Route, route_of
+from vllm_stack.proxy.routes import Route, lists_models, route_of
 from vllm_stack.proxy.scoreboard import Row, Scoreboard
 from vllm_stack.proxy.settings import ProxySettings
 
@@ -77,7 +79,8 @@ class Door:
     def admit(self, request: Request) -> tuple[int, bytes] | None:
         """Decide on a request by its head: an answer of our own, or None to take it to a worker.
 
-        Raises `Refusal` for a missing or wrong key, a closed route, and a WebSocket of a foreign page.
+        Raises `Refusal` for a missing or wrong key, a closed route, a WebSocket of a foreign page, and
+        the health of a model that is none.
         """
         if self._cors is not None and self._cors.admit(request):
             return 204, b""
@@ -86,7 +89,7 @@ class Door:
             return None
         route = head.route
         if route is None:
-            route = head.route = route_of(head.method, head.path, self._opened)
+            route = head.route = self._route_of(head)
         if route is Route.HEALTH:
             return self._health(request)
         if route is Route.LIVENESS:
@@ -94,17 +97,34 @@ class Door:
         check_key(head, self.settings.client_keys)
         if route is Route.CLOSED:
             raise Refusal(404, "not_found", "There is no such route here")
+        if route is Route.MODELS:
+            return 200, model_list(self.backends, request)
         if route is Route.TUNNEL:
             check_origin(head, self._pages)
         head.passed = True
         return None
 
-    def _health(self, request: Request) -> tuple[int, bytes]:
-        """Ready means that at least one worker answers; the body tells no topology.
+    def _route_of(self, head: RequestHead) -> Route:
+        if self.backends.models.several and lists_models(head.method, head.path):
+            return Route.MODELS
+        return route_of(head.method, head.path, self._opened)
 
-        Another stack hears of our own workers only: two that name each other would each be ready
-        because the other one is.
+    def held(self, request: Request) -> int:
+        """Give how many bytes of a request's body are held before a worker is chosen."""
+        if self.backends.models.several and request.head.route is Route.INFERENCE:
+            return self.settings.max_body  # all of it: the name of the model may be its end
+        return HELD_BODY
+
+    def _health(self, request: Request) -> tuple[int, bytes]:
+        """Ready means that at least one worker of every model answers; the body tells no topology.
+
+        Of several models, `?model=NAME` asks for one. Another stack hears of our own workers only:
+        two that name each other would each be ready because the other one is.
         """
-        if self.backends.any_ready(self.backends.barred(request)):
+        models = self.backends.models
+        name = in_query(request) if models.several else None
+        asked = [models.number(name)] if name else range(len(models.names))
+        if all(self.backends.any_ready(self.backends.barred(request, number)) for number in asked):
             return 200, b'{"status":"ready"}'
-        return 503, json.dumps({"status": "no worker is ready"}).encode()
+        missing = "a model has no ready worker" if models.several else "no worker is ready"
+        return 503, json.dumps({"status": missing}).encode()

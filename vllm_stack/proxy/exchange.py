@@ -33,7 +33,7 @@ from vllm_stack.proxy.failures import (
 from vllm_stack.proxy.framing import ABORT, ENGINE_DEAD, STOPPED, Framing
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.relay import Relay
-from vllm_stack.proxy.request import Request
+from vllm_stack.proxy.request import HELD_BODY, Request
 from vllm_stack.proxy.routes import Route
 from vllm_stack.proxy.scoreboard import ABORTS, FAILURES
 from vllm_stack.proxy.upload import Upload
@@ -42,6 +42,9 @@ from vllm_stack.proxy.upstream_head import upstream_head
 
 # An answer up to this size is read to its end before a byte goes out: until then it can be retried.
 HELD_ANSWER = 256 * 1024
+
+# Bytes of a body for which a worker has `channel.WRITE_TIMEOUT`.
+SENT_AT_ONCE = 2 * HELD_BODY
 
 
 class Exchange:
@@ -59,17 +62,21 @@ class Exchange:
     )
 
     def __init__(self, door: Door, peer: Peer, request: Request, upload: Upload | None = None) -> None:
-        """Take a request that is here, or of whose body the rest will come as an `upload`."""
+        """Take a request that is here, or of whose body the rest will come as an `upload`.
+
+        Raises `Refusal` for one that names no model where there are several.
+        """
         self._door = door
         self._backends = door.backends
         self._peer = peer
         self._request = request
         self._upload = upload
         self._keep_alive = request.head.keep_alive and not door.closing
+        destination = door.backends.destination(request)
         self._ticket = Ticket(
-            door.backends.destination(request),
+            destination,
             request.head.route is not Route.OTHER,
-            door.backends.barred(request) if door.backends.mixed else NOBODY,
+            door.backends.barred(request, destination.model) if door.backends.bars else NOBODY,
         )
         # A server elsewhere could not tell whether it knows the response that the request names.
         self._unsure = False
@@ -125,7 +132,8 @@ class Exchange:
             if not self._backends.any_ready(self._ticket.avoid):
                 return None
             most = self._door.settings.max_inflight
-            return Full(f"All workers are busy: each has the {most} requests it may have at a time")
+            whose = " of this model" if self._backends.models.several else ""
+            return Full(f"All workers{whose} are busy: each has the {most} requests it may have at a time")
         return failure
 
     def _attempt(self, backend: Backend, fresh: bool) -> bool:
@@ -219,7 +227,8 @@ class Exchange:
                 upstream.send(head + body)
             else:
                 upstream.send(head)
-                upstream.send(body)
+                for start in range(0, len(body), SENT_AT_ONCE):
+                    upstream.send(memoryview(body)[start : start + SENT_AT_ONCE])
         except OSError as error:
             raise self._broken(upstream, f"The request could not be sent: {error}") from None
         return None

@@ -27,7 +27,7 @@ NOTICE_INTERVAL = 0.2
 # answer is no illness. Only a refused or broken connection, or a 503, counts at once.
 LATE_ANSWERS = 3
 
-_QUESTION = b"GET /health HTTP/1.1\r\nhost: %s\r\n%s\r\n"
+_QUESTION = b"GET %s HTTP/1.1\r\nhost: %s\r\n%s\r\n"
 
 
 def watch(backend: Backend) -> None:
@@ -61,7 +61,11 @@ class _Line:
         self._backend = backend
         self._look = backend.look
         self._once = backend.remote
-        self._question = _QUESTION % (backend.host or b"worker", via.LINE if backend.remote else b"")
+        self._question = _QUESTION % (
+            backend.health,
+            backend.host or b"worker",
+            via.LINE if backend.remote else b"",
+        )
         self._pool = Pool(backend.address, max_idle=0.0)
         self._upstream: Upstream | None = None
 

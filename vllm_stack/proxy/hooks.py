@@ -13,6 +13,7 @@ from typing import Any
 from vllm_stack.errors import StackError
 from vllm_stack.native import PUMP
 from vllm_stack.program import die_with_parent, parent_is_gone
+from vllm_stack.proxy.models import lanes
 from vllm_stack.proxy.scoreboard import Scoreboard
 from vllm_stack.proxy.settings import ProxySettings, read_settings
 from vllm_stack.tls_files import server_context
@@ -54,7 +55,8 @@ def on_starting(arbiter: Any) -> None:
     global _shared, _tls
     settings = read_settings(Path(os.environ[SETTINGS_VARIABLE]))
     _tls = server_context(settings.tls) if settings.tls else None
-    _shared = settings, Scoreboard(settings.processes, len(settings.servers))
+    board = Scoreboard(settings.processes, len(settings.servers), lanes(settings.models))
+    _shared = settings, board
     arbiter.log.info("Streams are relayed in %s", _language(settings))
 
 

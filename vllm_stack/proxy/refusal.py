@@ -22,6 +22,7 @@ class Refusal(Exception):
         message: str,
         *,
         kind: str = INVALID_REQUEST,
+        param: str | None = None,
         headers: tuple[tuple[str, str], ...] = (),
         close: bool = False,
     ) -> None:
@@ -29,11 +30,12 @@ class Refusal(Exception):
         self.status = status
         self.code = code
         self.kind = kind
+        self.param = param
         self.headers = headers
         self.close = close
 
     def body(self) -> bytes:
-        return error_body(str(self), self.kind, self.code)
+        return error_body(str(self), self.kind, self.code, self.param)
 
 
 def answer(

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from vllm_stack.proxy.request_head import RequestHead
 from vllm_stack.proxy.request_id import new_id
 
-# Bytes of a body that are held: it can be sent again, and be looked into. A larger one flows.
+# Bytes of a body that are held: it can be sent again, and be looked into. A larger one flows, unless
+# all of it is needed to choose a worker (`Door.held`).
 HELD_BODY = 1024 * 1024
+# Bytes from which on a piece of a body is no longer small.
+_PIECE = 32 * 1024
 
 
 class Request:
@@ -48,6 +51,17 @@ class Request:
         """Note that all of it is here."""
         self.complete = True
         self.body = self.take_body()
+
+    def gather(self, since: int) -> None:
+        """Join what has come of the body since there were so many pieces of it.
+
+        A client may send a body in pieces of a byte or two, and every piece takes many times that.
+        """
+        if len(self.chunks) - since > 1:
+            self.chunks[since:] = [b"".join(self.chunks[since:])]
+        # Small ones are joined with those before that are no larger: each byte is copied a few times.
+        while len(self.chunks) > 1 and len(self.chunks[-2]) <= len(self.chunks[-1]) < _PIECE:
+            self.chunks[-2:] = [b"".join(self.chunks[-2:])]
 
     def take_body(self) -> bytes:
         """Give what has come of the body, and forget it."""

@@ -13,6 +13,8 @@ from enum import Enum, auto
 # Answered by ourselves, without a key and with any method (SageMaker sends POST /ping).
 HEALTH = frozenset({b"/health", b"/healthz", b"/ping", b"/readyz"})
 LIVENESS = b"/livez"
+# Answered by ourselves where there are several models, because no server knows them all.
+_MODELS = b"/v1/models"
 # The one WebSocket of vLLM (`entrypoints/speech_to_text/realtime/api_router.py`).
 REALTIME = b"/v1/realtime"
 
@@ -94,6 +96,11 @@ INFERENCE = frozenset(
 )
 
 
+def lists_models(method: bytes, path: bytes) -> bool:
+    """Tell whether a request asks which models there are."""
+    return path == _MODELS and method in (b"GET", b"HEAD")
+
+
 def is_closed(path: bytes, opened: frozenset[bytes]) -> bool:
     """Tell whether a decoded path is one of the closed routes, or lies below one.
 
@@ -119,6 +126,8 @@ class Route(Enum):
     INFERENCE = auto()
     # A WebSocket on `REALTIME`; the parser tells, because HTTP ends with its head.
     TUNNEL = auto()
+    # The list of several models.
+    MODELS = auto()
     OTHER = auto()
 
 

@@ -51,9 +51,12 @@ class Row:
 
 
 class Scoreboard:
-    """Rows for `processes` gunicorn workers at a time; row 0 is the master's."""
+    """Rows for `processes` gunicorn workers at a time; row 0 is the master's.
 
-    def __init__(self, processes: int, workers: int) -> None:
+    `lanes` are how many lines each of them has (`turns`).
+    """
+
+    def __init__(self, processes: int, workers: int, lanes: int = 1) -> None:
         # A reload runs old and new processes side by side, and a dying one may still hold its row.
         self._rows = 2 * processes + 5
         self._workers = workers
@@ -67,7 +70,7 @@ class Scoreboard:
         self._first = cells[self._width : self._width + workers]
         self._taken: set[int] = set()
         self.homes = Homes()
-        self.turns = Turns(self._rows)
+        self.turns = Turns(self._rows, lanes)
 
     def take_row(self) -> int:
         """Reserve a row for a process about to be forked (master only)."""

@@ -19,7 +19,7 @@ class Server:
     """One server to send to: a worker of ours, or an upstream, which runs elsewhere.
 
     `key` is what it asks for, `max_idle` how long (seconds) a connection to it is kept, `stopping`
-    where a worker leaves word that it stops.
+    where a worker leaves word that it stops, `model` the number of the model that it has.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Server:
     key: str | None
     max_idle: float
     stopping: Path | None
+    model: int = 0
 
     @property
     def remote(self) -> bool:
@@ -35,11 +36,15 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class ProxySettings:
-    """Sizes in bytes, times in seconds; `client_keys` are SHA-256 digests, none means any key."""
+    """Sizes in bytes, times in seconds; `client_keys` are SHA-256 digests, none means any key.
+
+    `models` are the names of each, its own first.
+    """
 
     admin_port: int
     tls: TlsFiles | None
     servers: tuple[Server, ...]
+    models: tuple[tuple[str, ...], ...]
     policy: str
     session_header: str
     processes: int
@@ -56,10 +61,13 @@ class ProxySettings:
 def read_settings(path: Path) -> ProxySettings:
     """Read what `render` wrote; raises `OSError`, `ValueError` or `KeyError` for anything else."""
     raw: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    models = raw["models"]
+    owners = {server: number for number, model in enumerate(models) for server in model["servers"]}
     return ProxySettings(
         admin_port=raw["admin_port"],
         tls=TlsFiles(Path(tls["certificate"]), Path(tls["key"])) if (tls := raw["tls"]) else None,
-        servers=(*_workers(raw), *_upstreams(raw)),
+        servers=(*_workers(raw, owners), *_upstreams(raw, owners)),
+        models=tuple(tuple(model["names"]) for model in models),
         policy=raw["policy"],
         session_header=raw["session_header"],
         processes=raw["processes"],
@@ -74,21 +82,20 @@ def read_settings(path: Path) -> ProxySettings:
     )
 
 
-def _workers(raw: dict[str, Any]) -> Iterator[Server]:
+def _workers(raw: dict[str, Any], owners: dict[str, int]) -> Iterator[Server]:
     key = Path(raw["internal_key"]).read_text("utf-8").strip()
     state = Path(raw["state"])
     for worker in raw["workers"]:
         name = worker["name"]
-        yield Server(
-            name, parse_address(worker["address"]), key, raw["pool_idle"], stopping_notice(state, name)
-        )
+        address, notice = parse_address(worker["address"]), stopping_notice(state, name)
+        yield Server(name, address, key, raw["pool_idle"], notice, owners[name])
 
 
-def _upstreams(raw: dict[str, Any]) -> Iterator[Server]:
+def _upstreams(raw: dict[str, Any], owners: dict[str, int]) -> Iterator[Server]:
     """Keys are read from where the operator keeps them: a new one holds after a restart of the proxy."""
     addresses = {u["name"]: parse_address(u["address"]) for u in raw["upstreams"]}
     remotes = {name: address for name, address in addresses.items() if isinstance(address, TcpAddress)}
     path = raw["upstream_keys"]
     keys = read_upstream_keys(Path(path), tuple(remotes.values())) if path else {}
     for name, address in remotes.items():
-        yield Server(name, address, keys.get(address), raw["upstream_idle"], None)
+        yield Server(name, address, keys.get(address), raw["upstream_idle"], None, owners[name])

@@ -27,6 +27,7 @@ RENDERED = frozenset(
         "--max-model-len",
         "--port",
         "--revision",
+        "--served-model-name",
         "--shutdown-timeout",
         "--tensor-parallel-size",
         "--uds",

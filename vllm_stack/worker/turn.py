@@ -3,8 +3,9 @@
 With `auto` the first worker of a model starts alone: it downloads the weights and fills the
 compile caches, and the others follow when it is ready. Who that is, is decided by a lock that its
 wrapper holds: if it dies, the kernel gives the lock to nobody, and the next worker takes it. Once
-one was ready, a note says so, and from then on all start together. With a number of seconds, that
-long passes between the starts of any two workers.
+one was ready, a note says so, and from then on all start together. Models do not wait for each other:
+locks and notes are kept for each engine. With a number of seconds, that long passes between the starts
+of any two workers.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Turn:
 
     def __init__(self, stagger: Stagger, state: Path, name: str) -> None:
         self._stagger = stagger
-        self._warm = state / "warm.json"
-        self._lock = state / "turn.lock"
+        self._warm = state / f"warm.{stagger.engine}.json"
+        self._lock = state / (f"turn.{stagger.engine}.lock" if stagger.mode == AUTO else "turn.lock")
         self._started = state / "turn.json"
         self._name = name
         self._held: int | None = None

@@ -243,6 +243,8 @@ class FakeWorker:
         self.stack, self.index, self.port = stack, index, port
         self.socket: Path | None = None
         self.process: subprocess.Popen[bytes] | None = None
+        # Further options of vLLM's.
+        self.arguments: list[str] = []
 
     @property
     def where(self) -> Where:
@@ -261,7 +263,7 @@ class FakeWorker:
         quick = {"FAKE_VLLM_LOAD_SECONDS": 0, "FAKE_VLLM_ENGINE_GRACE": 0.3}
         given = {"VLLM_API_KEY": key, "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": 75, **quick, **env}
         self.process = self.stack.ledger.start(
-            [sys.executable, self.program, "serve", "m", *listen],
+            [sys.executable, self.program, "serve", "m", *listen, *self.arguments],
             env={**os.environ, **{name: str(value) for name, value in given.items()}},
             log=self.stack.out / f"logs/fake-{self.index}.log",
         )
@@ -409,20 +411,19 @@ class Stack:
         self.ledger = ProcessLedger(directory)
         quick = {"drain_timeout": 3.0, "queue_timeout": 0.0}
         options = {"api_keys": (KEY,), "proxy_processes": 1, **quick, **options}
-        render_stack(
-            Options(
-                model=str(model),
-                out=self.out,
-                workers=workers,
-                device="cpu",
-                base_port=ports[0],
-                host=HOST,
-                port=self.port,
-                admin_port=self.admin_port,
-                vllm_command=f"{sys.executable} {fake_vllm.__file__}",
-                **options,
-            )
+        rendered = Options(
+            model=str(model),
+            out=self.out,
+            workers=workers,
+            device="cpu",
+            base_port=ports[0],
+            host=HOST,
+            port=self.port,
+            admin_port=self.admin_port,
+            vllm_command=f"{sys.executable} {fake_vllm.__file__}",
+            **options,
         )
+        render_stack([rendered])
         self.workers = [FakeWorker(self, index, port) for index, port in enumerate(ports[:workers])]
         if options.get("worker_transport") == "unix":
             for worker in self.workers:
@@ -432,6 +433,22 @@ class Stack:
         self.proxy: subprocess.Popen[bytes]
         # How its clients speak to it, where they do so in TLS.
         self.tls: ssl.SSLContext | None = None
+
+    def serve_models(self, *models: tuple[Sequence[str], Sequence[int]]) -> Self:
+        """Before anything starts: make it a stack of several models, of these names on these workers."""
+        path = self.out / "proxy.json"
+        raw = json.loads(path.read_text())
+        servers = [worker["name"] for worker in [*raw["workers"], *raw["upstreams"]]]
+        raw["models"] = [
+            {"names": list(names), "servers": [servers[index] for index in indices]}
+            for names, indices in models
+        ]
+        path.write_text(json.dumps(raw))
+        for names, indices in models:
+            for worker in self.workers:
+                if worker.index in indices:
+                    worker.arguments = ["--served-model-name", *names]
+        return self
 
     def start_proxy(self) -> None:
         argv = [sys.executable, "-P", "-m", "vllm_stack.proxy"]
