@@ -61,7 +61,7 @@ def _made_model(
     from vllm_stack.upstreams import parse_upstreams
 
     for alias in settings["aliases"]:
-        if not alias.strip() or alias.startswith("-") or not alias.isprintable():
+        if not alias or alias != alias.strip() or alias.startswith("-") or not alias.isprintable():
             raise UsageError(f"{alias!r} cannot be an alias: use printable words without a dash in front")
     if revision == "":
         raise UsageError("--revision is empty: name one, or leave it out")
@@ -71,6 +71,7 @@ def _made_model(
     settings |= dict.fromkeys(automatic, 1)
     return {
         **settings,
+        "aliases": tuple(dict.fromkeys(settings["aliases"])),
         "revision": revision,
         "gpus": None if gpus is None else parse_gpu_list(gpus),
         "upstreams": parse_upstreams(tuple(upstreams)),

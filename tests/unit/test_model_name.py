@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
+import gevent
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,6 +105,34 @@ def test_nothing_of_a_form_is_parsed_behind_the_name() -> None:
         in_body(request(b"--B\r\nno header at all", FORM))
     rest = bytes(1024 * 1024)
     assert in_body(request(part(b"model", b"m") + part(b"file", rest)[:-20] + body[-21:], FORM)) == "m"
+
+
+@pytest.mark.parametrize("crumb", [part(b"f", b""), b"--B\r\na:b\r\n\r\n\r\n"], ids=["parts", "short parts"])
+def test_a_form_of_crumbs_is_refused_before_it_takes_long(crumb: bytes) -> None:
+    body = crumb * (20 * 1024 * 1024 // len(crumb)) + b"--B--\r\n"
+    begun = time.process_time()
+    assert refused(body, FORM)[:2] == (400, "invalid_form")
+    assert time.process_time() - begun < 0.3
+
+
+def test_a_part_of_header_lines_alone_is_refused_too() -> None:
+    assert refused(b"--B\r\n" + b"a:b\r\n" * 5000 + b"\r\n--B--\r\n", FORM)[:2] == (400, "invalid_form")
+
+
+def test_others_have_their_turn_while_a_form_is_parsed() -> None:
+    turns: list[int] = []
+
+    def count() -> None:
+        while True:
+            turns.append(1)
+            gevent.sleep(0)
+
+    other = gevent.spawn(count)
+    try:
+        in_body(request(part(b"file", bytes(5 * 1024 * 1024)) + part(b"model", b"m") + b"--B--\r\n", FORM))
+    finally:
+        other.kill()
+    assert len(turns) >= 5
 
 
 @pytest.mark.parametrize(

@@ -109,5 +109,10 @@ def find_stack(out: Path) -> Stack:
         raise NoStack(
             f"There is no stack in {layout.out}: run `vllm-stack render` or name it with --out"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
+        raise NoStack(
+            f"{layout.stack_json} is of another version of vllm-stack ({error!r}): render anew. A stack that "
+            f"runs is stopped by supervisorctl -c {layout.supervisord_conf} shutdown"
+        ) from None
+    except (OSError, ValueError) as error:
         raise NoStack(f"{layout.stack_json} cannot be read: {error}") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import parse_qs
 
+import gevent
 import msgspec
 from msgspec import Struct
 from python_multipart.exceptions import FormParserError
@@ -24,6 +25,9 @@ FIELD = "model"
 _MULTIPART = b"multipart/form-data"
 # Bytes of a form that are parsed at a time: behind those with the name in them, none is.
 _PIECE = 1024 * 1024
+# Parts of a form and header lines of them that are looked at, each in a call of its own; Starlette takes no
+# more than 1000 fields and 1000 files either.
+_MOST_CALLS = 4000
 # Bytes of a form's field that can be a name. A longer one names no model, wherever it is cut.
 _LONGEST = 4096
 
@@ -107,6 +111,7 @@ def _in_form(body: bytes, boundary: bytes) -> str | None:
             parser.write(bytes(view[start : start + _PIECE]))
             if field.complete:
                 return field.value.decode("utf-8", "replace")
+            gevent.sleep(0)  # it is Python that parses: others must have their turn
     except FormParserError:
         raise Refusal(400, "invalid_form", "The body of the request is not multipart/form-data") from None
     return None
@@ -121,6 +126,7 @@ class _Field:
         self._is_this = False
         self._name = b""
         self._value = b""
+        self._calls = 0
         self.callbacks: MultipartCallbacks = {
             "on_part_begin": self._begin,
             "on_header_field": self._add_name,
@@ -131,7 +137,13 @@ class _Field:
         }
 
     def _begin(self) -> None:
+        self._count()
         self._is_this = False
+
+    def _count(self) -> None:
+        self._calls += 1
+        if self._calls > _MOST_CALLS:
+            raise FormParserError("so many parts or header lines are no upload")
 
     def _add_name(self, data: bytes, start: int, end: int) -> None:
         self._name += data[start:end]
@@ -140,6 +152,7 @@ class _Field:
         self._value += data[start:end]
 
     def _end_header(self) -> None:
+        self._count()
         if self._name.lower() == b"content-disposition":
             options = parse_options_header(self._value)[1]
             self._is_this = options.get(b"name") == FIELD.encode() and b"filename" not in options
