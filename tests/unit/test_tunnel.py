@@ -91,6 +91,7 @@ def test_much_passes_whole_both_ways_though_neither_side_has_room(both: Both) ->
     sends = [gevent.spawn(sock.sendall, LARGE) for sock in (both.client, both.worker)]
     reads = [gevent.spawn(read, both.client, len(HEAD + LARGE)), gevent.spawn(read, both.worker, len(LARGE))]
     gevent.joinall([*sends, *reads], timeout=10)
+    assert [each.exception for each in (*sends, *reads)] == [None] * 4
     assert [each.value for each in reads] == [HEAD + LARGE, LARGE]
 
 

@@ -43,7 +43,7 @@ def a_socket_left_by_two_kills_at_once_is_removed_at_the_next_start(stack: Stack
 
 def a_stop_while_it_drains_is_one_term(stack: StackFactory) -> None:
     """The wrapper asks the socket whether the server serves: one that does must drain in peace."""
-    one = stack(worker_transport="unix", drain_timeout="7").up()
+    one = stack(worker_transport="unix", drain_timeout="15").up()
     body = {**chat(tokens=40, delay=0.1)}
     answers: list[int] = []
     client = threading.Thread(
