@@ -42,8 +42,8 @@ class Watch:
         self._autopsy = autopsy
         self._turn = turn
         self._tree = tree
-        probe = Probe(spec.name, spec.address, spec.admin_port)
-        self._dog = Watchdog(probe, spec.limits, spec.memory, self._take_evidence)
+        self._probe = Probe(spec.name, spec.address, spec.admin_port)
+        self._dog = Watchdog(self._probe, spec.limits, spec.memory, self._take_evidence)
         self._deadline: float | None = None  # of a stop that was asked for
         self._next_term: float | None = None
         self._verdict_said = False
@@ -78,7 +78,8 @@ class Watch:
         self._dog.stop()
         self._phase(Phase.STOPPING)
         self._turn.give_back()
-        if not self._dog.ready:
+        # The watchdog looks now and then only: a server may serve that it has not seen ready yet.
+        if not self._dog.ready and self._probe.health() is not None:
             # vLLM can lose a TERM while it starts its engine and go on to serve: `zmq_socket_ctx`
             # (vllm/utils/network_utils.py) swallows the KeyboardInterrupt it is turned into. So it
             # is repeated, but only to a server that was not serving: a drain must not be hurried.
