@@ -20,15 +20,17 @@ def share_out(deployments: Sequence[Deployment]) -> tuple[tuple[Deployment, ...]
     """
     _check_one_takes_the_rest(deployments)
     shared = list(deployments)
+    several = len(shared) > 1
     decisions: dict[int, tuple[str, ...]] = {}
     taken: frozenset[str] = frozenset()
     for index in sorted(range(len(shared)), key=lambda index: _turn(deployments[index])):
         own = replace(shared[index], inventory=replace(shared[index].inventory, reserved=taken))
-        with about(own.name if len(shared) > 1 else ""):
+        with about(own.name if several else ""):
             options, reasons = decide(own.options, own.inventory)
         shared[index] = own = replace(own, options=options)
-        decisions[index] = tuple(f"{own.name}: {reason}" if len(shared) > 1 else reason for reason in reasons)
-        taken |= _identities(own)
+        decisions[index] = tuple(f"{own.name}: {reason}" if several else reason for reason in reasons)
+        if several:
+            taken |= _identities(own)
     options_of_all = numbered([one.options for one in shared])
     return (
         tuple(replace(one, options=options) for one, options in zip(shared, options_of_all, strict=True)),

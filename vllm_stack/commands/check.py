@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import click
 
 from vllm_stack.checks.finding import Finding
+from vllm_stack.checks.run import model_in
 from vllm_stack.commands.examine import examine
 from vllm_stack.options import Options
 
@@ -33,13 +34,13 @@ def _as_json(findings: Mapping[str, Finding]) -> dict[str, object]:
         "ok": all(finding.verdict != "refused" for finding in findings.values()),
         "checks": [
             {
-                "name": check,
-                "model": model or None,
+                "name": row.partition(" ")[0],
+                "model": model_in(row) or None,
                 "verdict": finding.verdict,
                 "value": finding.value,
                 "advice": finding.advice,
             }
-            for (check, _, model), finding in ((row.partition(" "), one) for row, one in findings.items())
+            for row, finding in findings.items()
         ],
     }
 
