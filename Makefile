@@ -61,9 +61,13 @@ down: $(STACK)  ## Stop the stack and see that no process of it is left
 status: $(STACK)  ## Show every worker as it truly is
 	@$(BIN)/vllm-stack status --out $(OUT)
 
+.PHONY: top
+top: $(STACK)  ## Show the same live, until Ctrl-C
+	@exec $(BIN)/vllm-stack top --out $(OUT)
+
 .PHONY: logs
-logs:  ## Follow the logs of all programs
-	@tail -n 20 -F $(OUT)/logs/*.log
+logs: $(STACK)  ## Follow the logs of all programs
+	@exec $(BIN)/vllm-stack logs --out $(OUT) --follow --lines 20
 
 .PHONY: test
 test: $(STACK) $(VLLM)  ## Everything: unit, integration with a fake vLLM, end to end with real vLLM (30 min)
@@ -90,6 +94,10 @@ lint: $(STACK)  ## Style, types, and which part may import which
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+.PHONY: docs
+docs: $(STACK)  ## Write docs/cli.md anew, from what the commands say of themselves
+	$(BIN)/python -m vllm_stack.cli_reference docs/cli.md
 
 .PHONY: bench
 bench: $(BENCH)  ## Our proxy beside others: a table, a report and a plot in benchmarks/out (15 min; ARGS=--quick)

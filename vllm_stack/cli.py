@@ -11,13 +11,14 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import TextIO
 
 import click
 
 from vllm_stack import __version__
 from vllm_stack.errors import StackError
-from vllm_stack.verbs import making, running
+from vllm_stack.verbs import bench, completion, keys, logs, making, operating, running
+from vllm_stack.verbs.group import Group, ReaderLeft
 
 # What no file is named for, and what is not our doing: a full disk behind stdout, too many open files.
 _OF_THE_MACHINE = frozenset(
@@ -37,7 +38,7 @@ def run(argv: list[str]) -> int:
     try:
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # see __main__
-        result = _group.main(argv, prog_name="vllm-stack", standalone_mode=False)
+        result = group.main(argv, prog_name="vllm-stack", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except StackError as error:
         _say(f"vllm-stack: {_one_line(str(error))}")
@@ -52,7 +53,7 @@ def run(argv: list[str]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except (_ReaderLeft, BrokenPipeError):
+    except (ReaderLeft, BrokenPipeError):
         # `vllm-stack ... | head`: nothing is wrong, and nothing more can be said.
         _silence(sys.stdout)
         return 0
@@ -101,33 +102,13 @@ def _report_bug(argv: list[str]) -> None:
     )
 
 
-class _ReaderLeft(Exception):
-    """Whoever read our output does not any more."""
-
-
-class _Group(click.Group):
-    """Takes a broken pipe out of click's hands, which would make exit code 1 of it."""
-
-    def make_context(self, *args: Any, **settings: Any) -> click.Context:
-        try:
-            return super().make_context(*args, **settings)
-        except BrokenPipeError:
-            raise _ReaderLeft from None
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise _ReaderLeft from None
-
-
 @click.group(
-    cls=_Group,
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Exit codes: 0 ok, 1 something expected went wrong, 2 usage, 3 a bug of ours, 130 Ctrl-C.",
 )
 @click.version_option(__version__, prog_name="vllm-stack")
-def _group() -> None:
+def group() -> None:
     """N vLLM workers behind one OpenAI-compatible door, held up by supervisord.
 
     \b
@@ -136,5 +117,6 @@ def _group() -> None:
     """
 
 
-for _command in (*making.COMMANDS, *running.COMMANDS):
-    _group.add_command(_command)
+for _verbs in (making, running, logs, operating, bench, keys, completion):
+    for _command in _verbs.COMMANDS:
+        group.add_command(_command)

@@ -11,12 +11,15 @@ from typing import Any, Literal, TypeVar
 import click
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-_ENVIRONMENT = "VLLM_STACK_"
+ENVIRONMENT = "VLLM_STACK_"
 
 
 def option(*names: str, **settings: Any) -> Callable[[_Function], _Function]:
-    """Declare an option that can also be set as VLLM_STACK_<NAME>."""
-    variable = _ENVIRONMENT + names[0].removeprefix("--").replace("-", "_").upper()
+    """Declare an option of the stack, which can also be set as VLLM_STACK_<NAME> for all verbs that have it.
+
+    What a verb has for itself is a `click.option`; its variable names the verb (`verbs.group`).
+    """
+    variable = ENVIRONMENT + names[0].removeprefix("--").replace("-", "_").upper()
     return click.option(*names, envvar=variable, show_envvar=True, **settings)
 
 
@@ -116,7 +119,10 @@ _RENDER_OPTIONS = (
         show_default=True,
         help="Port of the public door.",
     ),
-    option("--host", help="Address of the public door.  [default: 0.0.0.0 with a key, 127.0.0.1 without]"),
+    option(
+        "--host",
+        help="Address of the public door.  [default: 0.0.0.0 with a key or --require-key, else 127.0.0.1]",
+    ),
     option(
         "--admin-port",
         type=click.IntRange(1, 65535),
@@ -149,6 +155,12 @@ _RENDER_OPTIONS = (
         "--api-key-file",
         type=click.Path(path_type=Path),
         help="File with one client key per line, readable by its owner alone.",
+    ),
+    option(
+        "--require-key",
+        is_flag=True,
+        help="Ask for a key although none is given here: `vllm-stack keys add` makes them, now or later. The "
+        "door opens as with a key.",
     ),
     option(
         "--upstream",
@@ -309,5 +321,17 @@ _RENDER_OPTIONS = (
         metavar="NAME",
         help="Leave out a check of `vllm-stack check`, by its name; may be repeated. The files then say so.",
     ),
+    option(
+        "--no-access-log",
+        is_flag=True,
+        help="Write no logs/requests.jsonl, which has a line for every request: time, key's name, route, "
+        "model, worker, status, sizes and times; never a header, a body or a key.",
+    ),
     option("--vllm-command", default="vllm", show_default=True, help="The vLLM to run."),
+    option(
+        "--systemd",
+        is_flag=True,
+        help="Write a systemd unit, too, which starts the stack with the machine and runs it as you; how to "
+        "install it is said at the end.",
+    ),
 )

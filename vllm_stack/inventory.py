@@ -14,6 +14,7 @@ from vllm_stack.gpus.box import GpuBox
 from vllm_stack.gpus.driver import read_box
 from vllm_stack.gpus.mask import MASK
 from vllm_stack.held_ports import ports_of_running_stack
+from vllm_stack.key_store import KeyPaths, present_keys
 from vllm_stack.layout import Layout
 from vllm_stack.machine import Machine, free_bytes, read_machine
 from vllm_stack.model.find import Model, read_model
@@ -21,6 +22,7 @@ from vllm_stack.model.hub_cache import cache_directory
 from vllm_stack.options import Options
 from vllm_stack.out_directory import check_out
 from vllm_stack.ports import check_free, port_uses
+from vllm_stack.service import Service, read_service
 from vllm_stack.vllm_arguments import value_of
 from vllm_stack.vllm_command import VllmCommand, find_vllm
 from vllm_stack.vllm_options.known import read_options
@@ -51,6 +53,10 @@ class Inventory:
     tls_warning: str | None = None
     # Bytes free where the hub's cache is, if the model has to be downloaded.
     model_disk_free: int | None = None
+    # What a systemd unit has to say, if one is asked for.
+    service: Service | None = None
+    # Whether named keys were made for the stack that is in --out.
+    named_keys: bool = False
     # What other models of the stack have of the GPUs, by `Slice.identities`.
     reserved: frozenset[str] = frozenset()
 
@@ -87,10 +93,12 @@ def take_inventory(models: Sequence[Options], say: Callable[[str], object]) -> t
         gpus=left_by_rocr(masks, read_box()) if computes else GpuBox(()),
         gpu_masks=masks,
         machine=read_machine(Layout.at(stack.out).out),
-        out=_out_trouble(stack),
+        out=(out_trouble := _out_trouble(stack)),
         python=Path(sys.executable),
         root=os.geteuid() == 0,
         tls_warning=_tls_warning(stack),
+        named_keys=out_trouble is None and _has_named_keys(Layout.at(stack.out)),
+        service=read_service(Layout.at(stack.out).environment) if stack.systemd else None,
     )
     return tuple(_with_model(machine, one) for one in models)
 
@@ -153,6 +161,13 @@ def taken_port(models: Sequence[Options]) -> PortError | None:
     except PortError as error:
         return error
     return None
+
+
+def _has_named_keys(layout: Layout) -> bool:
+    """Tell whether the proxy will ask for named keys; raises `StackError` for a file it could not read."""
+    named = KeyPaths(layout.named_keys)
+    present_keys(named)
+    return named.in_use
 
 
 def _tls_warning(options: Options) -> str | None:

@@ -18,6 +18,11 @@ def new_key() -> str:
     return secrets.token_urlsafe(32)
 
 
+def new_client_key() -> str:
+    """Make a random key for a client: 256 bits, behind a prefix by which scanners for secrets can know it."""
+    return f"sk-vs-{secrets.token_urlsafe(32)}"
+
+
 def hash_key(key: bytes) -> bytes:
     """Hash a client key; what is compared and stored is only ever this digest."""
     return hashlib.sha256(key).digest()

@@ -38,6 +38,11 @@ def failure_history(state: Path, name: str) -> Path:
     return state / f"{name}.failures.jsonl"
 
 
+def lives_record(state: Path, name: str) -> Path:
+    """Where the starts and the failures of a worker are counted, also after a deliberate stop."""
+    return state / f"{name}.lives.json"
+
+
 def phase_note(state: Path, name: str) -> Path:
     """Where a wrapper notes what its worker is doing."""
     return state / f"{name}.phase.json"
@@ -51,6 +56,11 @@ def shared_memory_record(state: Path, name: str) -> Path:
 def stopping_notice(state: Path, name: str) -> Path:
     """Where a worker that is told to stop leaves word for the proxy."""
     return state / f"{name}.stopping"
+
+
+def drain_order(state: Path, name: str) -> Path:
+    """Where an operator leaves the order that a server gets nothing new."""
+    return state / f"{name}.drained"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +118,32 @@ class Layout:
         return self.secrets / "internal-key"
 
     @property
+    def environment(self) -> Path:
+        """Variables that the user may write down for the systemd unit; never written by us."""
+        return self.secrets / "environment"
+
+    @property
+    def unit(self) -> Path:
+        """The systemd unit, where one is rendered."""
+        return self.out / "vllm-stack.service"
+
+    @property
+    def named_keys(self) -> Path:
+        """The keys of clients that the `keys` verbs make; it outlives renders, too."""
+        return self.secrets / "keys.json"
+
+    @property
     def logs(self) -> Path:
         return self.out / "logs"
 
     def log(self, name: str) -> Path:
         """What a program says."""
         return self.logs / f"{name}.log"
+
+    @property
+    def access_log(self) -> Path:
+        """A JSON line for every request at the door."""
+        return self.logs / "requests.jsonl"
 
     @property
     def supervisord_out(self) -> Path:
@@ -134,6 +164,11 @@ class Layout:
         """Records that outlive a process: the last failure, the last life, the options in force."""
         return self.run / "state"
 
+    @property
+    def roll_record(self) -> Path:
+        """How far a roll has come that is not at its end."""
+        return self.state / "roll.json"
+
     def box(self, name: str) -> Path:
         """The private working directory of a program; nothing else has a reason to be in there."""
         return self.run / name
@@ -145,7 +180,8 @@ class Layout:
 
     def stack_in_force(self) -> Path | None:
         """The stack.json that the running proxy was started with; None before the first start."""
-        return next(iter(sorted(self.state.glob("proxy.*/stack.json"))), None)
+        path = self.state / "proxy.in-force" / "stack.json"
+        return path if path.exists() else None
 
     @property
     def pidfile(self) -> Path:
@@ -168,6 +204,19 @@ class Layout:
         return self.socket.parent / f"{name}.sock"
 
     @property
+    def monitoring(self) -> Path:
+        """What Prometheus and Grafana are given to read."""
+        return self.out / "monitoring"
+
+    @property
     def directories(self) -> tuple[Path, ...]:
         """Every directory a stack needs before it starts, parents first; all of them 0700."""
-        return (self.out, self.secrets, self.logs, self.run, self.state, self.socket.parent)
+        return (
+            self.out,
+            self.secrets,
+            self.logs,
+            self.monitoring,
+            self.run,
+            self.state,
+            self.socket.parent,
+        )

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from vllm_stack.layout import Layout, life_record
+from vllm_stack.process_identity import birth
 from vllm_stack.program import boot_id
 from vllm_stack.record import read_record, write_record
 
@@ -82,9 +83,7 @@ class Identity:
 
 
 def _parent() -> list[float]:
-    """Tell our parent from any other process that ever has its number."""
-    parent = psutil.Process(os.getppid())
-    return [parent.pid, parent.create_time()]
+    return birth(os.getppid())
 
 
 def find_leftovers(identity: Identity) -> list[psutil.Process]:

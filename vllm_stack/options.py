@@ -40,6 +40,8 @@ class Options:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     api_keys: tuple[str, ...] = ()
+    # Whether the door asks for a key although none is given here: named ones may come later.
+    require_key: bool = False
     upstreams: tuple[TcpAddress, ...] = ()
     upstream_key_file: Path | None = None
     policy: Policy = "prefix"
@@ -62,6 +64,9 @@ class Options:
     # Those of "workers" and "tensor_parallel_size" that are left to us; the fields then hold no choice yet.
     automatic: frozenset[str] = frozenset()
     skip_checks: tuple[str, ...] = ()
+    no_access_log: bool = False
+    # Whether a systemd unit is written, too.
+    systemd: bool = False
     vllm_args: tuple[str, ...] = ()
     # Workers of the models before it, and of all other models; see `numbered`.
     first_worker: int = 0
@@ -99,11 +104,16 @@ class Options:
         return "http" if self.tls_cert is None else "https"
 
     @property
+    def asks_key(self) -> bool:
+        """Whether the door asks for a key by these options alone."""
+        return self.require_key or bool(self.api_keys)
+
+    @property
     def door_host(self) -> str:
-        """The public door's address: without a key it opens on loopback unless a host was named."""
+        """The public door's address: where no key is asked for, on loopback unless a host was named."""
         if self.host is not None:
             return self.host
-        return "0.0.0.0" if self.api_keys else LOOPBACK  # noqa: S104 - a door that asks for a key
+        return "0.0.0.0" if self.asks_key else LOOPBACK  # noqa: S104 - a door that asks for a key
 
 
 def numbered(models: Sequence[Options]) -> tuple[Options, ...]:

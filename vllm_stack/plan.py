@@ -25,6 +25,7 @@ from vllm_stack.options import Options
 from vllm_stack.passthrough import accept
 from vllm_stack.placement import places
 from vllm_stack.ports import check_overlap, port_uses
+from vllm_stack.service import Service
 from vllm_stack.timings import Timings
 from vllm_stack.vllm_command import VllmCommand
 from vllm_stack.worker_command import serve_argv, serve_environment, worker_addresses
@@ -88,6 +89,10 @@ class Plan:
     vllm_version: str | None
     notes: tuple[str, ...]
     vendor: Vendor = "nvidia"
+    # Set where a systemd unit is to be written.
+    service: Service | None = None
+    # Whether named keys were made for the stack that is here.
+    named_keys: bool = False
 
     @property
     def workers(self) -> tuple[WorkerPlan, ...]:
@@ -109,7 +114,7 @@ class Plan:
     @property
     def open_to_all(self) -> bool:
         """Any key is accepted, because none was configured."""
-        return not self.options.api_keys
+        return not (self.options.asks_key or self.named_keys)
 
     @property
     def door_address(self) -> str:
@@ -147,6 +152,8 @@ def make_plan(deployments: Sequence[Deployment]) -> Plan:
         vllm_version=inventory.found_vllm().version if stack.all_workers else None,
         notes=tuple(_notes(all_options, inventory)),
         vendor=inventory.gpus.vendor,
+        service=inventory.service,
+        named_keys=inventory.named_keys,
     )
 
 
@@ -209,17 +216,24 @@ def _proxy_processes(models: Sequence[Options], cores: int) -> int:
     return max(1, min(math.ceil(servers / 2), to_spare))
 
 
+def _without_a_key(host: str | None, named_keys: bool) -> str:
+    """Say who comes in where the options alone ask for no key."""
+    if named_keys:
+        where = "on loopback only (--require-key opens it to the network)" if host is None else f"on {host}"
+        return f"The door asks for the keys of `vllm-stack keys`, and opens {where}"
+    if host is None:
+        where = "the door opens on loopback only (--api-key-file or --require-key opens it to the network)"
+    else:
+        where = f"and it opens on {host}: anyone who reaches it can use the model"
+    return f"No API key: any key is accepted; {where}"
+
+
 def _notes(models: Sequence[Options], inventory: Inventory) -> list[str]:
     """Say what a user should know before starting, and nothing they need not."""
     options = models[0]
     notes = []
-    if not options.api_keys:
-        where = (
-            "the door opens on loopback only (--api-key-file FILE opens it to the network)"
-            if options.host is None
-            else f"and it opens on {options.host}: anyone who reaches it can use the model"
-        )
-        notes.append(f"No API key: any key is accepted; {where}")
+    if not options.asks_key:
+        notes.append(_without_a_key(options.host, inventory.named_keys))
     cores = len(inventory.machine.cores)
     if options.on_cpu and options.all_workers > cores:
         notes.append(f"{options.all_workers} workers share {cores} CPU cores: expect them to be slow")
@@ -229,4 +243,9 @@ def _notes(models: Sequence[Options], inventory: Inventory) -> list[str]:
         notes.append(f"Keys and prompts go to {open_ways} in plain HTTP: whoever is on the way can read them")
     if inventory.tls_warning is not None:
         notes.append(inventory.tls_warning)
+    if inventory.service is not None and inventory.service.missed:
+        notes.append(
+            f"The systemd unit does not set {', '.join(inventory.service.missed)}: what the stack needs of "
+            f"that goes into {Layout.at(options.out).environment} (mode 600), a NAME=value a line"
+        )
     return notes

@@ -21,5 +21,6 @@ WHY = {
     "proxy_processes": "one for two servers, on an eighth of the CPU cores at most",
     "worker_stop_wait": "supervisord's patience with a worker: the wrapper must always be the first to kill",
     "proxy_stop_wait": "supervisord's patience with the proxy: the drain, and 5 s",
+    "unit_stop_wait": "systemd's patience with supervisord: the proxy's and the workers' stops, and 15 s",
 }
 """Why each setting that is derived is as it is: in the rendered files, and in `vllm-stack plan`."""

@@ -45,7 +45,32 @@ def render(plan: Plan) -> list[File]:
         proxy_json,
         *workers.values(),
         stack_json,
+        *_monitoring(plan),
+        *_unit(plan),
     ]
+
+
+def _monitoring(plan: Plan) -> list[File]:
+    """Give what Prometheus and Grafana read.
+
+    But for the port they are the same for every stack; their braces are of those programs' own templates.
+    """
+    place, templates = plan.layout.monitoring, templates_directory() / "monitoring"
+    return [
+        File(place / "prometheus.yml", _fill("monitoring/prometheus.yml.j2", plan=plan)),
+        *(
+            File(place / name, (templates / name).read_text("utf-8"))
+            for name in ("alerts.yml", "grafana.json")
+        ),
+    ]
+
+
+def _unit(plan: Plan) -> list[File]:
+    """Give the systemd unit where one is asked for; systemd warns of one that others may not read."""
+    if plan.service is None:
+        return []
+    text = _fill("vllm-stack.service.j2", plan=plan, service=plan.service, why=WHY)
+    return [File(plan.layout.unit, text, mode=0o644)]
 
 
 def _worker(plan: Plan, worker: WorkerPlan) -> dict[str, Any]:
@@ -88,14 +113,19 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "port": options.port,
         "admin_port": options.admin_port,
         "models": [{"names": model.names, "servers": model.servers} for model in plan.models],
-        "workers": [{"name": worker.name, "address": str(worker.address)} for worker in plan.workers],
+        "workers": [
+            {"name": worker.name, "address": str(worker.address), "gpus": worker.gpus}
+            for worker in plan.workers
+        ],
         "tls": _tls(options),
         "upstreams": _upstreams(plan),
         "upstream_keys": str(options.upstream_key_file) if options.upstream_key_file else None,
         "policy": options.policy,
         "session_header": options.session_header,
         "processes": plan.proxy_processes,
-        "client_keys": sorted(hash_key(key.encode()).hex() for key in options.api_keys),
+        "client_keys": [hash_key(key.encode()).hex() for key in options.api_keys],
+        "require_key": options.require_key,
+        "named_keys": str(layout.named_keys),
         "internal_key": str(layout.internal_key),
         "open_routes": list(options.open_routes),
         "cors_origins": list(options.cors_origins),
@@ -106,7 +136,15 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "pool_idle": plan.timings.pool_idle,
         "upstream_idle": plan.timings.upstream_idle,
         "drain_timeout": plan.timings.drain_timeout,
+        "access_log": _access_log(plan),
+        "vllm_version": plan.vllm_version,
     }
+
+
+def _access_log(plan: Plan) -> dict[str, Any] | None:
+    if plan.options.no_access_log:
+        return None
+    return {"path": str(plan.layout.access_log), "max_bytes": 50_000_000, "backups": 3}
 
 
 def _tls(options: Options) -> dict[str, str] | None:
@@ -140,7 +178,7 @@ def _stack(plan: Plan) -> dict[str, Any]:
         "admin_port": options.admin_port,
         "wedge_timeout": options.wedge_timeout,
         "drain_timeout": options.drain_timeout,
-        "stop_seconds": plan.timings.proxy_stop_wait + plan.timings.worker_stop_wait,
+        "stop_seconds": plan.timings.stop_seconds,
         "workers": [
             {
                 "name": worker.name,

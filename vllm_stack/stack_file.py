@@ -53,6 +53,8 @@ def file_option(function: _Function) -> _Function:
         is_eager=True,
         callback=_read,
         metavar="STACK.TOML",
+        envvar="VLLM_STACK_FILE",
+        show_envvar=True,
         help="Take the stack, of one model or several, from a file: the options by their names, and a "
         "[[model]] table for each model. --toml prints one.",
     )(function)

@@ -6,10 +6,12 @@ The worker wrapper asks it before every start, so it must import little and neve
 from __future__ import annotations
 
 import http.client
-import socket
 import xmlrpc.client
 from pathlib import Path
 from typing import Any, cast
+
+from vllm_stack.address import UnixAddress
+from vllm_stack.local_http import LocalConnection
 
 SHUTDOWN_STATE = 6  # supervisor.xmlrpc.Faults.SHUTDOWN_STATE: every call faults with it while it stops
 STOPPING = 40  # supervisor.states.ProcessStates.STOPPING
@@ -52,17 +54,6 @@ class _UnixTransport(xmlrpc.client.Transport):
         self._timeout = timeout
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        connection = _UnixConnection(self._path, self._timeout)
+        connection = LocalConnection(UnixAddress(self._path), self._timeout)
         self._connection = host, connection  # where `close` looks for it
         return connection
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)

@@ -47,6 +47,19 @@ class Timings:
         return math.ceil(self.drain_timeout + 5)
 
     @property
+    def stop_seconds(self) -> int:
+        """The longest that a stop of everything takes: the proxy, and then all workers at once."""
+        return self.proxy_stop_wait + self.worker_stop_wait
+
+    @property
+    def unit_stop_wait(self) -> int:
+        """systemd's TimeoutStopSec: supervisord must always be the first to kill.
+
+        It looks at its programs once a second, and needs some for a machine that is shutting down.
+        """
+        return self.stop_seconds + 15
+
+    @property
     def worker_keep_alive(self) -> int:
         """How long a worker keeps an idle connection (VLLM_HTTP_TIMEOUT_KEEP_ALIVE, default 5)."""
         return 75

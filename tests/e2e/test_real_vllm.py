@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import openai
 import psutil
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import KEY, RealStack, client
 from tests.support.polling import until
 from tests.support.processes import find_by_directory, is_alive, listeners
+from tests.support.promql import questions
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -67,7 +71,7 @@ class Traffic:
                 self.failures.append(error)
 
 
-def test_a_stack_of_real_vllm_serves_survives_and_stops(real_stack: RealStack) -> None:
+def test_a_stack_of_real_vllm_serves_survives_and_stops(real_stack: RealStack, tiny_model: Path) -> None:
     """One start serves all the steps: loading takes most of a minute."""
     stack = real_stack
     supervisord = stack.start()
@@ -77,9 +81,11 @@ def test_a_stack_of_real_vllm_serves_survives_and_stops(real_stack: RealStack) -
     assert requests.get(f"http://127.0.0.1:{stack.port}/health", timeout=10).status_code == 200
 
     the_openai_client_works(stack)
+    vllm_tells_what_the_dashboard_asks_for(stack)
     a_client_that_leaves_frees_its_worker(stack)
     a_killed_server_loses_no_request_and_comes_back(stack)
     a_killed_wrapper_leaves_nothing_in_the_way(stack)
+    a_roll_to_other_options_loses_no_request(stack, tiny_model)
     no_secret_is_visible(stack)
 
     assert stack.vllm_stack("down").returncode == 0
@@ -109,6 +115,20 @@ def the_openai_client_works(stack: RealStack) -> None:
     # The workers have a key of their own, and none of the client's works there.
     direct = f"http://127.0.0.1:{stack.worker_ports[0]}/v1/models"
     assert requests.get(direct, headers={"authorization": f"Bearer {KEY}"}, timeout=10).status_code == 401
+
+
+def vllm_tells_what_the_dashboard_asks_for(stack: RealStack) -> None:
+    text = requests.get(f"http://127.0.0.1:{stack.admin_port}/metrics", timeout=10).text
+    families = list(text_string_to_metric_families(text))
+    assert len({family.name for family in families}) == len(families)
+    workers: dict[str, set[str]] = {}
+    for sample in (sample for family in families for sample in family.samples):
+        workers.setdefault(sample.name, set()).add(sample.labels.get("worker", ""))
+    board = json.loads((stack.layout.monitoring / "grafana.json").read_text("utf-8"))
+    targets = [target for panel in board["panels"] for target in panel.get("targets", ())]
+    asked = {one.metric for target in targets for one in questions(target["expr"])[0]}
+    for metric in (metric for metric in asked if not metric.startswith("vllm_stack_")):
+        assert workers.get(metric) == {"worker-0", "worker-1"}, metric
 
 
 def a_client_that_leaves_frees_its_worker(stack: RealStack) -> None:
@@ -187,6 +207,58 @@ def a_killed_wrapper_leaves_nothing_in_the_way(stack: RealStack) -> None:
     until(lambda: not any(is_alive(p.pid) for p in (server, *below)), 30, "the next start swept the tree")
     until(lambda: all_ready(stack), 300, "the worker is back")
     assert f"killing process {engines[0].pid}" in stack.log("worker-1")
+
+
+def a_roll_to_other_options_loses_no_request(stack: RealStack, model: Path) -> None:
+    """Under load, with streams that last for longer than a stop would leave them (15 s)."""
+    before = [tree_of(stack, index)[0].pid for index in (0, 1)]
+    stack.render(model, "--max-model-len", "512")
+    with Traffic(stack) as traffic, Streams(stack) as streams:
+        rolled = stack.vllm_stack("roll")
+        assert rolled.returncode == 0, rolled.stdout + rolled.stderr
+        served = traffic.answered
+        until(lambda: traffic.answered > served + 20, 60, "both work")
+    assert traffic.failures == []
+    assert streams.failures == []
+    assert streams.longest > 15, "no stream was long enough to prove anything"
+    assert not {tree_of(stack, index)[0].pid for index in (0, 1)} & set(before)
+    limits = [model_at(stack, port)["max_model_len"] for port in stack.worker_ports]
+    assert limits == [512, 512]
+    assert stack.vllm_stack("status").returncode == 0
+
+
+def model_at(stack: RealStack, port: int) -> dict[str, Any]:
+    """Ask a worker itself what it serves."""
+    key = stack.layout.internal_key.read_text().strip()
+    answer = requests.get(
+        f"http://127.0.0.1:{port}/v1/models", headers={"authorization": f"Bearer {key}"}, timeout=10
+    )
+    model: dict[str, Any] = answer.json()["data"][0]
+    return model
+
+
+class Streams(Traffic):
+    """Long streams, one after another; each must come to its end."""
+
+    def __init__(self, stack: RealStack) -> None:
+        super().__init__(stack, threads=2)
+        self.longest = 0.0
+
+    def _ask(self) -> None:
+        api = client(self._stack)
+        model = api.models.list().data[0].id
+        while not self._stop.is_set():
+            begun = time.monotonic()
+            try:
+                stream = api.completions.create(
+                    model=model, prompt="On", max_tokens=450, stream=True, extra_body={"ignore_eos": True}
+                )
+                finish = [chunk.choices[0].finish_reason for chunk in stream if chunk.choices]
+                assert finish[-1] == "length", finish[-1]
+                self.answered += 1
+            except Exception as error:
+                self.failures.append(error)
+            self.longest = max(self.longest, time.monotonic() - begun)
 
 
 def no_secret_is_visible(stack: RealStack) -> None:

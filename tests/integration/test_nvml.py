@@ -21,6 +21,7 @@ from tests.support.polling import until
 from vllm_stack.errors import DriverTrouble
 from vllm_stack.gpus import box as told_box
 from vllm_stack.gpus.driver import read_box
+from vllm_stack.gpus.usage import GpuUsage, read_usage
 from vllm_stack.worker.gpu_memory import GpuMemory, describe, occupied, read_slice
 
 NAME = "NVIDIA H100 80GB HBM3"
@@ -503,6 +504,7 @@ import pynvml
 from vllm_stack.errors import DriverTrouble
 from vllm_stack.gpus import box as told_box
 from vllm_stack.gpus.driver import read_box
+from vllm_stack.gpus.usage import GpuUsage, read_usage
 from vllm_stack.worker.gpu_reader import read_memory
 for tokens in (["0"], ["9"]):
     try:
@@ -591,3 +593,21 @@ def test_render_refuses_more_workers_than_the_box_has_gpus(
     box.show(*gpus(3))
     assert stack(workers=4, device="cuda", env=box.environment).render() == 1
     assert "Insufficient GPUs: Required 4, but only 3 are available" in capfd.readouterr().out
+
+
+# What status sees.
+
+
+def test_what_is_in_use_of_each_gpu_is_read_and_a_lost_one_hides_no_other(here: StandIn) -> None:
+    mig = Device("MIG-1", used=GIB)
+    lost = Gpu("GPU-lost", errors={"*": "lost"})
+    here.show(Gpu("GPU-a", used=70 * GIB, busy=98), Gpu("GPU-b", migs=(mig,), mig_mode=True), lost)
+    one, slice_, gone, missing = read_usage(["0", "MIG-1", "2", "7"], PATIENCE)
+    assert one == GpuUsage("0", 70 * GIB, USABLE, 98)
+    assert slice_ == GpuUsage("MIG-1", GIB, USABLE, None)
+    assert (gone.memory_used, gone.trouble) == (None, "it cannot be read: GPU is lost")
+    assert missing.trouble == "it cannot be read: Invalid Argument"
+    here.show(errors={"nvmlInit": "hang"})
+    (hung,) = read_usage(["0"], 0.5)
+    assert hung.trouble == "the NVIDIA driver has not answered for 0.5 s"
+    assert read_usage([], PATIENCE) == ()

@@ -65,6 +65,12 @@ def test_a_wheel_has_the_part_in_c_and_not_its_source(wheel: Path) -> None:
     assert "-cp311-abi3-linux_" in wheel.name
 
 
+def test_a_wheel_has_the_page_of_the_dashboard(wheel: Path) -> None:
+    there = set(zipfile.ZipFile(wheel).namelist())
+    page = REPOSITORY / "vllm_stack/proxy/dashboard/page"
+    assert {f"vllm_stack/proxy/dashboard/page/{file.name}" for file in page.iterdir()} <= there
+
+
 def test_the_same_source_gives_the_same_wheel_wherever_it_lies(wheel: Path, tmp_path: Path) -> None:
     assert make_wheel(tmp_path / "elsewhere").read_bytes() == wheel.read_bytes()
 

@@ -318,17 +318,29 @@ class FakeVllm:
     def metrics(self) -> bytes:
         # An engine that hangs reports nothing, and what it last reported was 0 (measured).
         running = sum(not c.hangs for c in self.in_flight) if self.engine_runs.is_set() else 0
-        labels = f'{{engine="0",model_name="{self.served[0]}"}}'
+        name = self.served[0].replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+        labels = f'engine="0",model_name="{name}"'
         values = {
+            ("process_start_time_seconds", "gauge"): 1.5e9,
             ("vllm:num_requests_running", "gauge"): running,
             ("vllm:num_requests_waiting", "gauge"): 0,
+            ("vllm:kv_cache_usage_perc", "gauge"): min(1.0, running / 10),
+            ("vllm:prefix_cache_queries_total", "counter"): 4 * self.finished,
+            ("vllm:prefix_cache_hits_total", "counter"): 3 * self.finished,
+            ("vllm:prompt_tokens_total", "counter"): 4 * self.finished,
             ("vllm:generation_tokens_total", "counter"): self.generated,
-            ("vllm:iteration_tokens_total_count", "histogram"): self.steps,
+            ("vllm:generation_tokens_created", "gauge"): 1.5e9,
+            ("vllm:iteration_tokens_total", "histogram"): self.steps,
         }
         lines = []
-        for (name, kind), value in values.items():
-            lines.append(f"# TYPE {name.removesuffix('_count')} {kind}")
-            lines.append(f"{name}{labels} {float(value)}")
+        for (family, kind), value in values.items():
+            lines += [f"# HELP {family} One of vLLM's.", f"# TYPE {family} {kind}"]
+            own = f"{{{labels}}}" if family.startswith("vllm:") else ""
+            if kind == "histogram":
+                lines += [f'{family}_bucket{{{labels},le="{le}"}} {float(value)}' for le in ("1.0", "+Inf")]
+                lines += [f"{family}_count{own} {float(value)}", f"{family}_sum{own} {float(value)}"]
+            else:
+                lines.append(f"{family}{own} {float(value)}")
         return "\n".join([*lines, ""]).encode()
 
     # What the tests ask.

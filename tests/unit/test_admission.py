@@ -146,8 +146,9 @@ def house() -> Iterator[MakeHouse]:
         for process in made.processes:
             process.admission._bell.close()
             process.admission._clock.close()
-        for descriptor in (*made.board.turns.bells, made.board.turns.lock):
+        for descriptor in made.board.turns.bells:
             os.close(descriptor)
+        made.board.turns.lock.close()
 
 
 # ------------------------------------------------------------------ order

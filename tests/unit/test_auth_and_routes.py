@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_stack.key_store import KeyPaths
 from vllm_stack.keys import hash_key
 from vllm_stack.proxy.auth import check_key
+from vllm_stack.proxy.key_usage import KeyUsage
+from vllm_stack.proxy.keyring import Keyring
 from vllm_stack.proxy.refusal import Refusal
 from vllm_stack.proxy.request_head import RequestHead, check_path
 from vllm_stack.proxy.routes import CLOSED, INFERENCE, Route, is_closed, route_of
+from vllm_stack.proxy.settings import KeySettings
 
 ACCEPTED = (hash_key(b"first"), hash_key(b"second"))
+NOWHERE = KeyPaths(Path("/nowhere/keys.json"))
+USAGE = KeyUsage(1)
+LOG = logging.getLogger("gunicorn.error")
 A, X = b"Authorization", b"X-Api-Key"
 
 
@@ -24,7 +33,7 @@ def admitted(*headers: tuple[bytes, bytes], accepted: tuple[bytes, ...] = ACCEPT
         head.add(name, value)
     refused: Refusal | None = None
     try:
-        check_key(head, accepted)
+        check_key(head, Keyring(KeySettings(accepted, False, NOWHERE), USAGE.row(0), LOG))
     except Refusal as caught:
         refused = caught
     if refused is None:

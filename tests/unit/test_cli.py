@@ -78,6 +78,7 @@ def test_render_writes_a_whole_stack_for_its_owner_alone(run: Run, box: Path) ->
         "stack.json",
         "secrets",
         "logs",
+        "monitoring",
         "run",
     }
     for path in (out, *out.rglob("*")):

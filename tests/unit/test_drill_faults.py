@@ -157,7 +157,7 @@ def test_a_restart_that_was_interrupted_does_not_leave_the_worker_stopped(
 
 def test_the_command_line_knows_every_drill_by_its_name() -> None:
     """It names them itself: loading the drills would make every other verb slower."""
-    (only,) = (param for param in cli._group.commands["drill"].params if param.name == "only")
+    (only,) = (param for param in cli.group.commands["drill"].params if param.name == "only")
     assert isinstance(only.type, click.Choice)
     assert tuple(only.type.choices) == DRILLS
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.support.polling import until
+from vllm_stack.proxy import process_lock
 from vllm_stack.proxy import turns as turns_module
 from vllm_stack.proxy.turns import Turn, Turns
 
@@ -32,8 +33,9 @@ def turns() -> Iterator[Turns]:
     """Room for three processes, on rows 1 to 3."""
     turns = Turns(4)
     yield turns
-    for descriptor in (*turns.bells, turns.lock):
+    for descriptor in turns.bells:
         os.close(descriptor)
+    turns.lock.close()
 
 
 @pytest.fixture
@@ -127,10 +129,10 @@ def holder(turns: Turns, row: int) -> int:
     ours, theirs = os.pipe()
 
     def hold() -> None:
-        Turn(turns, row).__enter__()
-        os.write(theirs, b"!")
-        while True:
-            signal.pause()
+        with Turn(turns, row).alone():
+            os.write(theirs, b"!")
+            while True:
+                signal.pause()
 
     pid = forked(hold)
     assert os.read(ours, 1) == b"!"
@@ -145,21 +147,22 @@ def end(pid: int) -> None:
 
 
 def has_lock(turn: Turn) -> bool:
-    with turn:
-        return turn._locked
+    with turn.alone() as locked:
+        return locked
 
 
 def test_no_two_processes_have_the_lock_at_a_time(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
     # On a loaded machine a holder may not run for longer than the others' patience.
-    monkeypatch.setattr(turns_module, "_PATIENCE", 60)
+    monkeypatch.setattr(turns.lock, "_patience", 60)
+    monkeypatch.setattr(process_lock, "_PATIENCE", 60)
     memory = mmap.mmap(-1, 8)
     cell = memoryview(memory).cast("q")
 
     def count(row: int) -> None:
         turn = Turn(turns, row)
         for _ in range(2000):
-            with turn:
-                assert turn._locked
+            with turn.alone() as locked:
+                assert locked
                 seen = cell[0]
                 if seen % 50 == 0:
                     os.sched_yield()
@@ -171,7 +174,7 @@ def test_no_two_processes_have_the_lock_at_a_time(turns: Turns, monkeypatch: pyt
 
 
 def test_the_lock_of_a_process_that_dies_is_free(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns_module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(turns.lock, "_patience", 0.05)
     pid = holder(turns, 1)
     turn = Turn(turns, 2)
     assert not has_lock(turn)
@@ -206,8 +209,9 @@ def lanes() -> Iterator[Turns]:
     """Two lanes for two processes."""
     turns = Turns(3, lanes=2)
     yield turns
-    for descriptor in (*turns.bells, turns.lock):
+    for descriptor in turns.bells:
         os.close(descriptor)
+    turns.lock.close()
 
 
 def test_lanes_have_turns_of_their_own(lanes: Turns) -> None:

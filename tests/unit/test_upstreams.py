@@ -150,7 +150,8 @@ def test_a_pure_balancer_needs_neither_gpus_nor_vllm(tmp_path: Path, device: str
     box = inventory(gpus=GpuBox((), "no driver"), vllm=VllmCommandError("none"))
     plan = plan_for(options(workers=0, device=device, upstreams=(GPU2,), out=tmp_path), box)
     files = {file.path.name: file.text for file in render(plan)}
-    assert set(files) == {"supervisord.conf", "gunicorn.conf.py", "proxy.json", "stack.json"}
+    monitoring = {"prometheus.yml", "alerts.yml", "grafana.json"}
+    assert set(files) == {"supervisord.conf", "gunicorn.conf.py", "proxy.json", "stack.json", *monitoring}
     assert "[group:workers]" not in files["supervisord.conf"]
     assert "[program:proxy]" in files["supervisord.conf"]
     assert json.loads(files["proxy.json"])["upstreams"] == [{"name": "upstream-0", "address": "gpu2:8000"}]

@@ -92,7 +92,7 @@ def _choose_worker(stack: Stack, look: Look, asked: str | None) -> str:
 
 
 def _door(stack: Stack, keys: tuple[str, ...]) -> Door:
-    if stack.door.key_required and not keys:
+    if stack.asks_for_key and not keys:
         raise UsageError("The door asks for a key: --api-key-file FILE")
     return Door(stack.door.scheme, stack.door.host, stack.door.port, next(iter(keys), None))
 

@@ -156,6 +156,8 @@ def _settings(plan: Plan) -> Iterator[str]:
         "proxy_stop_wait": timings.proxy_stop_wait,
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": timings.worker_keep_alive,
     }
+    if plan.service is not None:
+        values["unit_stop_wait"] = timings.unit_stop_wait
     width = max(map(len, values))
     for name, value in values.items():
         yield f"{name.ljust(width)}  {value!s:>6}  {WHY[name]}"

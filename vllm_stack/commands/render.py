@@ -51,6 +51,8 @@ def _write(plan: Plan, files: list[File]) -> None:
     # A running worker that was rendered away goes by its copy (see `in_force`).
     for path in {layout.worker_json(name) for name in layout.worker_boxes()} - {f.path for f in files}:
         path.unlink(missing_ok=True)
+    if plan.service is None:
+        layout.unit.unlink(missing_ok=True)
 
 
 def _internal_key(plan: Plan) -> list[File]:
@@ -73,13 +75,23 @@ def summary(rendered: Rendered, written: bool) -> list[str]:
     lines.append(f"  proxy     {options.scheme}://{plan.door_address}/v1  {options.policy}")
     lines += [f"Note: {note}." for note in rendered.notes]
     if written:
-        conf = shown(layout.supervisord_conf)
-        lines += [
-            f"Wrote {shown(layout.out)}/. Next:",
-            f"  supervisord -c {conf}",
-            f"  supervisorctl -c {conf} status",
-        ]
+        lines += [f"Wrote {shown(layout.out)}/. Next:", *(f"  {step}" for step in _next_steps(plan))]
     return lines
+
+
+def _next_steps(plan: Plan) -> Iterator[str]:
+    """Say what starts the stack and what shows it.
+
+    The unit is copied: a link into a file system that is mounted late is not there when systemd starts.
+    """
+    conf = shown(plan.layout.supervisord_conf)
+    if plan.service is None:
+        yield f"supervisord -c {conf}"
+    else:
+        sudo = "" if plan.root else "sudo "
+        yield f"{sudo}cp {shown(plan.layout.unit)} /etc/systemd/system/"
+        yield f"{sudo}systemctl enable --now {plan.layout.unit.name}"
+    yield f"supervisorctl -c {conf} status"
 
 
 def _model_lines(model: ModelPlan, version: str, several: bool) -> Iterator[str]:

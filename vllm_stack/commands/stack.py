@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm_stack.address import Address, TcpAddress, parse_address
 from vllm_stack.errors import NoStack, StackError
+from vllm_stack.key_store import KeyPaths
 from vllm_stack.layout import Layout
 from vllm_stack.leftovers import Identity, sweep
 from vllm_stack.supervisor_rpc import Supervisor
@@ -48,6 +49,11 @@ class Stack:
     drain_timeout: float
     # Seconds after which a worker whose engine hangs is ended; 0: never.
     wedge_timeout: float
+    # Where each worker computes: the words of its GPUs in CUDA_VISIBLE_DEVICES, and its cores.
+    gpus: dict[str, tuple[str, ...]]
+    cores: dict[str, tuple[int, ...]]
+    # Where the servers elsewhere are.
+    upstreams: dict[str, str]
 
     @property
     def worker_names(self) -> tuple[str, ...]:
@@ -56,6 +62,11 @@ class Stack:
     def model_of(self, server: str) -> str:
         """Give the name that clients say to get the model of this server."""
         return next(model for model, servers in self.models.items() if server in servers)
+
+    @property
+    def asks_for_key(self) -> bool:
+        """Whether its door asks for a key: as rendered, or since a named one was made."""
+        return self.door.key_required or KeyPaths(self.layout.named_keys).in_use
 
     @property
     def server_names(self) -> tuple[str, ...]:
@@ -104,6 +115,9 @@ def find_stack(out: Path) -> Stack:
             PublicDoor(**{name: raw["door"][name] for name in ("scheme", "host", "port", "key_required")}),
             float(raw["drain_timeout"]),
             float(raw["wedge_timeout"]),
+            {worker["name"]: tuple(worker["gpus"]) for worker in raw["workers"]},
+            {worker["name"]: tuple(worker["cores"]) for worker in raw["workers"]},
+            {upstream["name"]: upstream["address"] for upstream in raw["upstreams"]},
         )
     except FileNotFoundError:
         raise NoStack(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
-
-import requests
 
 from vllm_stack.commands.stack import Stack
+from vllm_stack.commands.standing import ask_standings
 from vllm_stack.layout import failure_record, phase_note
 from vllm_stack.log_tail import last_lines
 from vllm_stack.worker.failure import Failure, last_failure
@@ -42,25 +40,20 @@ class Sight:
 
 
 def ask_proxy(stack: Stack, timeout: float = 5.0) -> dict[str, str]:
-    """Ask the proxy how each server is; before it listens it says nothing of any."""
-    try:
-        answer = requests.get(f"http://127.0.0.1:{stack.admin_port}/workers", timeout=timeout)
-        workers: list[dict[str, Any]] = answer.json()["workers"]
-        return {worker["name"]: worker["state"] for worker in workers}
-    except (requests.RequestException, ValueError, KeyError):
-        return {}
+    """Ask the proxy how each server is, in a word; before it listens it says nothing of any."""
+    return {name: standing.state for name, standing in ask_standings(stack, timeout).items()}
 
 
 def is_up(states: dict[str, str], stack: Stack, any_worker: bool = False) -> bool:
     """Tell whether all workers are ready (or one, with `any_worker`).
 
     Servers elsewhere are not ours to wait for: one of them is enough, and only where there are no
-    workers, or with `any_worker`.
+    workers, or with `any_worker`. Nor is one that was ordered out.
     """
     ready = ready_names(states, stack)
     if any_worker or not stack.worker_names:
         return bool(ready)
-    return set(stack.worker_names) <= set(ready)
+    return bool(ready) and all(states.get(name) in ("ready", "drained") for name in stack.worker_names)
 
 
 def ready_names(states: dict[str, str], stack: Stack) -> list[str]:
@@ -73,6 +66,8 @@ def look_at(states: dict[str, str], stack: Stack, name: str) -> Sight:
     told = states.get(name, "unknown")
     if told == "ready" or name in stack.upstream_names:
         return Sight(name, told)
+    if told == "drained":
+        return Sight(name, told, f"`vllm-stack readmit {name}` takes it back")
     note = read_phase(phase_note(stack.layout.state, name))
     if note is not None and note.phase is Phase.WAITING:
         return Sight(name, "waiting", f"starts again {_when(note.until)}: {note.detail}")

@@ -5,6 +5,8 @@ class Pump:
     straight: bool
     @property
     def moved(self) -> float: ...
+    @property
+    def passed(self) -> float: ...
     def __init__(
         self,
         source: int,

@@ -31,6 +31,7 @@ typedef struct {
     int sink;
     char straight;
     double moved;
+    double passed;
     PyObject *barred;
     PyObject *otherwise;
     PyObject *stalled;
@@ -110,8 +111,10 @@ pump_call(PyObject *object, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwarg
         /* Full, or broken: then the next one who sends will learn of it. */
         if (sent < 0)
             sent = 0;
+        self->passed += (double)sent;
         return PyObject_CallFunction(self->stalled, "y#", buffer + sent, (Py_ssize_t)(got - sent));
     }
+    self->passed += (double)sent;
     self->moved = monotonic();
     Py_RETURN_NONE;
 }
@@ -174,6 +177,7 @@ static PyMemberDef pump_members[] = {
      PyDoc_STR("Whether what comes next begins a chunk and an event; while it is false, all goes to Python.")},
     {"moved", T_DOUBLE, offsetof(Pump, moved), READONLY,
      PyDoc_STR("When it last moved anything, by `time.monotonic`; when it was made, if it never has.")},
+    {"passed", T_DOUBLE, offsetof(Pump, passed), READONLY, PyDoc_STR("The bytes it has sent to the sink.")},
     {NULL},
 };
 

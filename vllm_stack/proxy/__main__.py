@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     unblock_signals()
     os.execve(  # noqa: S606 - the one program we are here to become
         sys.executable,
-        [sys.executable, "-P", "-m", "gunicorn", "--config", str(config)],
+        [sys.executable, "-P", "-m", "vllm_stack.proxy.master", "--config", str(config)],
         environ,
     )
 

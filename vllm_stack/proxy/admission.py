@@ -137,7 +137,7 @@ class Admission:
         if not self._limited or not ticket.limited:
             return self._backends.take(ticket.avoid, ticket.destination, False)
         ticket.since = ticket.since or time.monotonic_ns()
-        with self._turn:
+        with self._turn.alone():
             if self._turn.is_ours(ticket.since, ticket.destination.model):
                 return self._backends.take(ticket.avoid, ticket.destination, True)
         self._turn.pass_on(ticket.destination.model)

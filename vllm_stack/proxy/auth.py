@@ -1,29 +1,27 @@
-"""The client's key: found in the headers, compared in constant time, never passed on."""
+"""The client's key: found in the headers, looked up by its hash, never passed on."""
 
 from __future__ import annotations
 
-import hmac
-
 from vllm_stack.keys import hash_key
+from vllm_stack.proxy.caller import Caller
+from vllm_stack.proxy.keyring import Keyring
 from vllm_stack.proxy.refusal import Refusal
 from vllm_stack.proxy.request_head import RequestHead
 
 
-def check_key(head: RequestHead, accepted: tuple[bytes, ...]) -> None:
-    """Raise `Refusal` 401 unless the request carries one of the accepted keys; none means any.
+def check_key(head: RequestHead, keys: Keyring) -> Caller | None:
+    """Tell whose key a request carries, None while any key is good; raises `Refusal` 401 for any other.
 
-    Both sides are hashed first, as vLLM does (`middleware/authenticate.py`): any bytes of any
-    length compare, and every key is compared, so time tells nothing about them.
+    What was presented is hashed first, as vLLM does (`middleware/authenticate.py`), so bytes of any kind
+    and length compare, and time tells nothing about a key.
     """
-    if not accepted:
-        return
+    if not keys.required:
+        return None
     if head.key_digest is None:
         key = _presented_key(head)
         head.key_digest = hash_key(key) if key else b""
-    matches = 0
-    for known in accepted:
-        matches |= hmac.compare_digest(head.key_digest, known)
-    if not matches:
+    caller = keys.find(head.key_digest)
+    if caller is None:
         raise Refusal(
             401,
             "invalid_api_key",
@@ -32,6 +30,7 @@ def check_key(head: RequestHead, accepted: tuple[bytes, ...]) -> None:
             else "No API key provided: send 'Authorization: Bearer KEY'",
             headers=(("www-authenticate", "Bearer"),),
         )
+    return caller
 
 
 def _presented_key(head: RequestHead) -> bytes | None:

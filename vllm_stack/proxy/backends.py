@@ -23,6 +23,7 @@ from vllm_stack.proxy.upstream import Pool
 _FORGOTTEN = frozenset({"not listening", "stopped"})
 # States of a worker that was told to end: no use to wait for it.
 _LEAVING = frozenset({"stopping", "stopped"})
+_UNSEEN = "unknown"
 _HEALTH = b"/health"
 _log = logging.getLogger("gunicorn.error")
 
@@ -57,6 +58,7 @@ class Backend:
         self.name = server.name
         self.address = server.address
         self.remote = server.remote
+        self.gpus = server.gpus
         # The number of the model that it has.
         self.model = server.model
         # What a request gets that goes here. A server elsewhere may choose by the Host; for a worker
@@ -66,16 +68,26 @@ class Backend:
         self.health = health
         self.pool = Pool(self.address, server.max_idle)
         self.ready = False
-        self.state = "unknown"
+        self.state = _UNSEEN
         self._notice = server.stopping
+        self._order = server.drained
         # Set to have the worker probed now instead of at the next tick.
         self.look = Event()
         # Called when requests begin or cease to go to it.
         self.on_turn: Callable[[], None] = lambda: None
 
+    @property
+    def unseen(self) -> bool:
+        """Nobody has looked at it yet."""
+        return self.state == _UNSEEN
+
     def is_stopping(self) -> bool:
         """The worker was told to stop: it still answers, but only to end what it has begun."""
         return self._notice is not None and self._notice.exists()
+
+    def is_drained(self) -> bool:
+        """An operator ordered that it gets nothing new, however well it is."""
+        return self._order is not None and self._order.exists()
 
     def mark(self, ready: bool, state: str) -> None:
         """Note what was seen of the worker, and say so when it changed."""
@@ -108,6 +120,7 @@ class Backends:
         self.bars = self._mixed or self.models.several
         self._board = board
         self._leases = row.leases
+        self._open = row.open
         self._limit = settings.max_inflight
         names = [backend.name for backend in self.all]
         # One for each model, because a policy goes by what it did before, and one for what is about none.
@@ -131,6 +144,8 @@ class Backends:
 
     def _turn(self) -> None:
         self._ready = [backend.index for backend in self.all if backend.ready]
+        for backend in self.all:
+            self._open[backend.index] = backend.ready
         self.on_turn()
 
     def take(self, avoid: Collection[int], destination: Destination, limited: bool) -> Backend | None:

@@ -37,6 +37,7 @@ class Channel:
 
     `error` is what ended the connection, None while it lasts and after a clean end. `deadline` is
     when the consumer is told that nothing came, by `time.monotonic`; it may be moved later freely.
+    `sent` are the bytes the other side was sent.
     """
 
     __slots__ = (
@@ -51,6 +52,7 @@ class Channel:
         "deadline",
         "error",
         "raw",
+        "sent",
         "sock",
     )
 
@@ -60,6 +62,7 @@ class Channel:
         # The socket under gevent's: never blocks, and calls on it switch no greenlet.
         self.raw: stdlib_socket.socket = sock._sock
         self.error: OSError | None = None
+        self.sent = 0
         self._hub = get_hub()
         self._watcher = self._hub.loop.io(self.raw.fileno(), _READ)
         self._reading = False
@@ -144,6 +147,7 @@ class Channel:
             sent = self.raw.send(data)
         except BlockingIOError:
             sent = 0
+        self.sent += sent
         if sent < len(data):
             self.send_rest(memoryview(data)[sent:])
 
@@ -156,9 +160,11 @@ class Channel:
                 while data:
                     self._hub.wait(watcher)
                     try:
-                        data = data[self.raw.send(data) :]
+                        sent = self.raw.send(data)
                     except BlockingIOError:
                         continue
+                    self.sent += sent
+                    data = data[sent:]
         finally:
             watcher.close()
 

@@ -12,7 +12,7 @@ from vllm_stack.proxy.exchange import Exchange
 from vllm_stack.proxy.failures import ClientGone, Cut
 from vllm_stack.proxy.peer import FIRST_REQUEST, Peer
 from vllm_stack.proxy.refusal import Refusal, answer
-from vllm_stack.proxy.request import HELD_BODY, Request
+from vllm_stack.proxy.request import HELD_BODY, LEFT, Request
 from vllm_stack.proxy.request_parser import RequestParser
 from vllm_stack.proxy.routes import Route
 from vllm_stack.proxy.scoreboard import CLIENT_GONE, REFUSED, REQUESTS
@@ -56,6 +56,8 @@ class Client:
 
     def _serve_one(self) -> bool:
         request: Request | None = None
+        sent_before = self._peer.sent
+        self._peer.first_sent = 0.0
         try:
             request = self._read_head()
             if request is None:
@@ -71,6 +73,11 @@ class Client:
             keep_alive = self._refuse(refusal, request)
         else:
             keep_alive = self._exchange(request) if local is None else self._answer_locally(*local, request)
+        finally:
+            if request is not None:
+                if request.caller is not None:
+                    request.caller.leave()
+                self._door.accounts.settle(request, self._peer, sent_before)
         if keep_alive:
             self._parser.requests.popleft()
         return keep_alive
@@ -83,6 +90,7 @@ class Client:
         except Refusal as refusal:  # of its model, or of the rest of an upload
             return self._refuse(refusal, request)
         except ClientGone:
+            request.end = LEFT
             self._door.row.count(CLIENT_GONE)
             raise
 
@@ -94,10 +102,15 @@ class Client:
 
     def _refuse(self, refusal: Refusal, request: Request | None) -> bool:
         self._door.row.count(REFUSED)
+        if request is None:
+            self._door.accounts.settle_nameless(refusal.status)
+        else:
+            request.status = refusal.status
         keep_alive = request is not None and request.head.keep_alive and not self._door.closing
         return self._peer.refuse(refusal, request, keep_alive)
 
     def _answer_locally(self, status: int, body: bytes, request: Request) -> bool:
+        request.status = status
         keep_alive = request.head.keep_alive and not self._door.closing
         headers = request.cors or ()
         if status == 503:
@@ -126,6 +139,7 @@ class Client:
         """Read the body, or as much of it as is held."""
         if request.head.expects_continue:
             self._peer.send(_CONTINUE)
+            self._peer.first_sent = 0.0  # that was no answer
         self._body_begun = time.monotonic()
         held = self._door.held(request)
         while not request.complete and request.body_size <= held:
@@ -144,11 +158,11 @@ class Client:
 
     def _receive_idle(self) -> bytes:
         """Wait for the next request; empty when the client, the time or the door ended the wait."""
-        if self._door.closing and self._peer.served:
+        if self._door.closed and self._peer.served:
             return b""
         self._peer.idle = True
         try:
-            return self._peer.receive(FIRST_REQUEST if self._door.closing else KEEP_ALIVE)
+            return self._peer.receive(FIRST_REQUEST if self._door.closed else KEEP_ALIVE)
         except TimeoutError:
             return b""
         finally:

@@ -17,7 +17,7 @@ Headers = tuple[tuple[str, str], ...]
 _PREFIX = b"access-control-"
 _METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 # For a browser that does not say which it will send; `*` would not cover authorization.
-_HEADERS = "authorization, content-type, x-api-key, x-request-id"
+_HEADERS = "authorization, content-type, traceparent, tracestate, x-api-key, x-request-id"
 # What clients act on, beside the few that every page may read.
 _EXPOSED = "retry-after, x-request-id, x-should-retry"
 # Seconds a browser may go without asking again; none keeps it for longer than two hours.

@@ -33,7 +33,7 @@ from vllm_stack.proxy.failures import (
 from vllm_stack.proxy.framing import ABORT, ENGINE_DEAD, STOPPED, Framing
 from vllm_stack.proxy.peer import Peer
 from vllm_stack.proxy.relay import Relay
-from vllm_stack.proxy.request import HELD_BODY, Request
+from vllm_stack.proxy.request import CUT, HELD_BODY, Request
 from vllm_stack.proxy.routes import Route
 from vllm_stack.proxy.scoreboard import ABORTS, FAILURES
 from vllm_stack.proxy.upload import Upload
@@ -109,7 +109,9 @@ class Exchange:
         else:
             failure = self._nobody(failure)
         self._door.row.count(FAILURES)
-        return self._peer.refuse(refusal_for(failure, sent > 1), self._request, self._keep_alive)
+        refusal = refusal_for(failure, sent > 1)
+        self._request.status = refusal.status
+        return self._peer.refuse(refusal, self._request, self._keep_alive)
 
     def _avoid(self, backend: Backend, failure: UpstreamFailure) -> None:
         """Have the next try go elsewhere."""
@@ -137,6 +139,8 @@ class Exchange:
         return failure
 
     def _attempt(self, backend: Backend, fresh: bool) -> bool:
+        self._request.server = backend.index
+        self._request.tries += 1
         try:
             try:
                 fresh = fresh or self._upload is not None  # it cannot be sent again if a kept one died
@@ -173,6 +177,7 @@ class Exchange:
             if answer.head.status in (404, 503):
                 self._look_elsewhere(backend, answer.head.status)
             start = answer.head_for(self._request, self._keep_alive)
+            self._request.status = answer.head.status
             if answer.length is not None and answer.length <= HELD_ANSWER:
                 clean = self._pass_on_held(backend, upstream, answer, start, rest)
             else:
@@ -303,6 +308,7 @@ class Exchange:
         An event stream gets OpenAI's error as its last event; nothing gets a last chunk.
         """
         self._door.row.count(FAILURES)
+        self._request.end = CUT
         if head.is_events:
             message = str(Stopping() if self._door.cutting else failure)
             event = error_event(message, SERVER_ERROR, "upstream_error")

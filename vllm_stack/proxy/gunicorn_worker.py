@@ -14,10 +14,14 @@ from typing import Any
 import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
+from vllm_stack.program import parent_is_gone
 from vllm_stack.proxy import admin, hooks
 from vllm_stack.proxy.client import Client
 from vllm_stack.proxy.door import Door
 from vllm_stack.proxy.tls import accept_tls
+
+# Seconds that a process retires at most; what is open then is cut.
+RETIREMENT = 3600
 
 
 class ProxyWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -34,10 +38,14 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         """Open the door, and serve."""
         settings, board = hooks.shared()
         self._tls = hooks.tls_context()
-        self.door = Door(settings, board, board.row(self.scoreboard_row))
-        admin.attach(self.door)
+        key_row = hooks.key_usage().row(self.scoreboard_row)
+        self.door = Door(settings, board, board.row(self.scoreboard_row), key_row)
+        admin.attach(self.door, hooks.reloads())
         self.door.open()
-        super().run()
+        try:
+            super().run()
+        finally:
+            self.door.finish()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         """Serve one connection: our loop on the public door, gunicorn's on the admin door."""
@@ -51,14 +59,19 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         Client(self.door, client, addr[0]).serve()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Stop gracefully: idle connections end now, those in use after their answer."""
+        """Stop gracefully, or retire when the master goes on without us."""
         super().handle_exit(sig, frame)
         # Not from within a signal handler, which may interrupt anything.
         gevent.get_hub().loop.run_callback_threadsafe(self._close_door)
 
     def _close_door(self) -> None:
-        if hasattr(self, "door"):
+        if not hasattr(self, "door"):
+            return
+        if hooks.shared()[1].ending or parent_is_gone(self.ppid):
             self.door.close()
+        else:
+            self.cfg.set("graceful_timeout", RETIREMENT)
+            self.door.retire(RETIREMENT)
 
 
 def _raise_file_limit() -> None:

@@ -26,6 +26,8 @@ NOTICE_INTERVAL = 0.2
 # A busy server may be slow to answer (long prompts are tokenised on its event loop): one late
 # answer is no illness. Only a refused or broken connection, or a 503, counts at once.
 LATE_ANSWERS = 3
+# What is said of a server that is well, and gets nothing because an operator ordered so.
+DRAINED = "drained"
 
 _QUESTION = b"GET %s HTTP/1.1\r\nhost: %s\r\n%s\r\n"
 
@@ -36,9 +38,7 @@ def watch(backend: Backend) -> None:
     line = _Line(backend)
     while True:
         backend.look.clear()
-        state = line.ask()
-        if backend.is_stopping():
-            state = "stopping" if state == "ready" else "stopped"
+        state = _with_orders(backend, line.ask())
         late = late + 1 if state == "late" else 0
         if state != "late" or late >= LATE_ANSWERS or not backend.ready:
             backend.mark(state == "ready", state)
@@ -46,12 +46,24 @@ def watch(backend: Backend) -> None:
 
 
 def watch_notices(backends: Sequence[Backend]) -> None:
-    """Take a worker that announces its stop out of the choice before it begins to refuse; for ever."""
+    """Take a worker that announces its stop, or is to be drained, out of the choice at once; for ever."""
     while True:
         for backend in backends:
             if backend.ready and backend.is_stopping():
                 backend.suspect("stopping")
+            elif backend.is_drained():
+                if backend.ready:
+                    backend.suspect(DRAINED)
+            elif backend.state == DRAINED:
+                backend.look.set()
         gevent.sleep(NOTICE_INTERVAL)
+
+
+def _with_orders(backend: Backend, state: str) -> str:
+    """Say what a server's answer means beside what it was told."""
+    if backend.is_stopping():
+        return "stopping" if state == "ready" else "stopped"
+    return DRAINED if state == "ready" and backend.is_drained() else state
 
 
 class _Line:

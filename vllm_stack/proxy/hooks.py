@@ -7,12 +7,15 @@ import os
 import queue
 import signal
 import ssl
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_stack.errors import StackError
+from vllm_stack.key_store import present_keys
 from vllm_stack.native import PUMP
 from vllm_stack.program import die_with_parent, parent_is_gone
+from vllm_stack.proxy.key_usage import KeyUsage
 from vllm_stack.proxy.models import lanes
 from vllm_stack.proxy.scoreboard import Scoreboard
 from vllm_stack.proxy.settings import ProxySettings, read_settings
@@ -21,14 +24,37 @@ from vllm_stack.tls_files import server_context
 SETTINGS_VARIABLE = "VLLM_STACK_PROXY_JSON"
 
 _shared: tuple[ProxySettings, Scoreboard] | None = None
+_key_usage: KeyUsage | None = None
 _tls: ssl.SSLContext | None = None
 _arbiter: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reloads:
+    """How often the master was told to reload, and what was no good about the last time."""
+
+    count: int
+    trouble: str | None
+
+
+_reloads = Reloads(0, None)
+
+
+def reloads() -> Reloads:
+    """Tell of the reloads before this process was forked."""
+    return _reloads
 
 
 def shared() -> tuple[ProxySettings, Scoreboard]:
     """Give what the master made before it forked."""
     assert _shared is not None, "on_starting runs before any process is forked"  # noqa: S101
     return _shared
+
+
+def key_usage() -> KeyUsage:
+    """Give the memory in which all processes count what keys use."""
+    assert _key_usage is not None, "on_starting runs before any process is forked"  # noqa: S101
+    return _key_usage
 
 
 def tls_context() -> ssl.SSLContext | None:
@@ -46,17 +72,19 @@ def check_settings(path: Path) -> None:
     `read_settings` raises.
     """
     settings = read_settings(path)
+    present_keys(settings.keys.named)
     if settings.tls:
         server_context(settings.tls)
 
 
 def on_starting(arbiter: Any) -> None:
     """Read the settings once, and make the memory all processes will share."""
-    global _shared, _tls
+    global _shared, _key_usage, _tls
     settings = read_settings(Path(os.environ[SETTINGS_VARIABLE]))
     _tls = server_context(settings.tls) if settings.tls else None
     board = Scoreboard(settings.processes, len(settings.servers), lanes(settings.models))
     _shared = settings, board
+    _key_usage = KeyUsage(board.rows)
     arbiter.log.info("Streams are relayed in %s", _language(settings))
 
 
@@ -67,25 +95,47 @@ def _language(settings: ProxySettings) -> str:
 
 
 def on_reload(arbiter: Any) -> None:
-    """Take a renewed certificate for the processes about to start; one that is no good changes nothing."""
-    global _tls
-    files = shared()[0].tls
-    if files is None:
-        return
+    """Read the settings anew, and a renewed certificate, for the processes about to start.
+
+    What is no good changes nothing.
+    """
+    global _shared, _tls, _reloads
+    before, board = shared()
+    troubles = []
+    settings = before
     try:
-        _tls = server_context(files)
+        settings = _reshaped(before, read_settings(Path(os.environ[SETTINGS_VARIABLE])))
+    except (StackError, OSError, ValueError, KeyError) as error:
+        troubles.append(f"The settings of before stay in use: {error or repr(error)}")
+    try:
+        _tls = server_context(settings.tls) if settings.tls else None
     except StackError as error:
-        logging.getLogger("gunicorn.error").error("The certificate of before stays in use: %s", error)
+        troubles.append(f"The certificate of before stays in use: {error}")
+    for trouble in troubles:
+        logging.getLogger("gunicorn.error").error(trouble)
+    _shared = settings, board
+    _reloads = Reloads(_reloads.count + 1, "; ".join(troubles) or None)
+    board.reloads = _reloads.count
+
+
+def _reshaped(before: ProxySettings, after: ProxySettings) -> ProxySettings:
+    if after.shape != before.shape:
+        raise StackError("other servers, or other processes, need a new start")
+    return after
 
 
 def pre_fork(arbiter: Any, worker: Any) -> None:
-    """Reserve a row of the scoreboard for the process about to be forked."""
+    """Reserve a row of the scoreboard for the process about to be forked, if there is one."""
     worker.scoreboard_row = shared()[1].take_row()
+    if worker.scoreboard_row is not None:
+        key_usage().expect(worker.scoreboard_row)
 
 
 def child_exit(arbiter: Any, worker: Any) -> None:
     """Clear the row of a process that has ended, however it ended."""
-    shared()[1].give_back(worker.scoreboard_row)
+    if worker.scoreboard_row is not None:
+        key_usage().clear(worker.scoreboard_row)
+        shared()[1].give_back(worker.scoreboard_row)
 
 
 def post_fork(arbiter: Any, worker: Any) -> None:
@@ -95,6 +145,8 @@ def post_fork(arbiter: Any, worker: Any) -> None:
     die_with_parent(signal.SIGTERM)
     if parent_is_gone(worker.ppid):
         os._exit(1)
+    if worker.scoreboard_row is None:  # the master tries again
+        os._exit(0)
 
 
 def post_worker_init(worker: Any) -> None:

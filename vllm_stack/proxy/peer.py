@@ -35,7 +35,7 @@ class Peer(Channel):
     told apart.
     """
 
-    __slots__ = ("_begun", "gone", "idle", "ip", "secure", "served", "work")
+    __slots__ = ("_begun", "first_sent", "gone", "idle", "ip", "secure", "served", "work")
 
     def __init__(self, sock: Any, ip: str) -> None:
         super().__init__(sock, between=self._take_early)
@@ -44,6 +44,8 @@ class Peer(Channel):
         # Before a request; once it was served, it may be ended without a word (RFC 9112 section 9.6).
         self.idle = False
         self.served = False
+        # When the first byte of the answer in progress was sent, by `time.monotonic`; 0: none was.
+        self.first_sent = 0.0
         self._begun = monotonic()
         self.work: Work | None = None
         self.secure = isinstance(sock, TlsSocket)
@@ -63,6 +65,9 @@ class Peer(Channel):
             sent = 0
         except OSError:
             raise ClientGone from None
+        self.sent += sent
+        if not self.first_sent:
+            self.first_sent = monotonic()
         if sent < len(data):
             self.send_rest(memoryview(data)[sent:])
 

@@ -60,6 +60,8 @@ class Relay:
         try:
             self._run(first, head)
         finally:
+            if self._pump is not None:
+                self._peer.sent += int(self._pump.passed)
             self._pump = None  # which holds us: nothing is to wait for the garbage collector
 
     def _run(self, first: bytes, head: bytes) -> None:
@@ -116,6 +118,7 @@ class Relay:
             self._failure = failure
             self._wake()
             return
+        self._peer.sent += sent
         framing = self._framing
         if sent < len(out) or framing.done or framing.failure is not None:
             self._unsent = out[sent:]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import monotonic
 
+from vllm_stack.proxy.caller import Caller
 from vllm_stack.proxy.request_head import RequestHead
 from vllm_stack.proxy.request_id import new_id
 
 # Bytes of a body that are held: it can be sent again, and be looked into. A larger one flows, unless
 # all of it is needed to choose a worker (`Door.held`).
 HELD_BODY = 1024 * 1024
+# How an answer ended: to the last byte; with the worker; with the client.
+WHOLE, CUT, LEFT = "whole", "cut", "left"
 # Bytes from which on a piece of a body is no longer small.
 _PIECE = 32 * 1024
 
@@ -20,7 +24,22 @@ class Request:
     `length` is that of the body if the head says so, `body_size` what has come of it.
     """
 
-    __slots__ = ("body", "body_size", "chunks", "complete", "cors", "head", "id", "length")
+    __slots__ = (
+        "began",
+        "body",
+        "body_size",
+        "caller",
+        "chunks",
+        "complete",
+        "cors",
+        "end",
+        "head",
+        "id",
+        "length",
+        "server",
+        "status",
+        "tries",
+    )
 
     def __init__(self, head: RequestHead) -> None:
         self.head = head
@@ -30,10 +49,20 @@ class Request:
         self.length: int | None = None
         self.body_size = 0
         self.complete = False
+        # Whose it is, as long as it is counted for them.
+        self.caller: Caller | None = None
         # What `cors` has the answer say of origins; None where it has no say.
         self.cors: tuple[tuple[str, str], ...] | None = None
         # As the client named it in `x-request-id`, if that is a plain word, else anew.
         self.id = head.given_id or new_id()
+        # When its head was here, by `time.monotonic`.
+        self.began = monotonic()
+        # What became of it: the status of its answer (0 while there is none), how that ended, which server
+        # gave it (its index, None: the proxy itself), and how often it was sent to one.
+        self.status = 0
+        self.end = WHOLE
+        self.server: int | None = None
+        self.tries = 0
 
     @property
     def method(self) -> bytes:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
+from vllm_stack.proxy.caller import Caller
 from vllm_stack.proxy.refusal import Refusal
 from vllm_stack.proxy.routes import Route
 
@@ -14,20 +15,37 @@ METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OP
 _BAD_IN_PATH = (b"//", b"\\", b"\0")
 _BROKEN_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _AUTHORITY = re.compile(rb"[^/?#]*")
-# With one of these a request takes a course of its own, or names itself: it is parsed in full.
-_OWN_COURSE = frozenset({b"expect", b"transfer-encoding", b"upgrade", b"x-request-id"})
+# With one of these a request takes a course of its own, or names itself (and its trace): it is parsed in
+# full, because no other one has the same head, and it would push those out that are remembered.
+_OWN_COURSE = frozenset(
+    {
+        b"b3",
+        b"expect",
+        b"idempotency-key",
+        b"sentry-trace",
+        b"traceparent",
+        b"transfer-encoding",
+        b"uber-trace-id",
+        b"upgrade",
+        b"x-amzn-trace-id",
+        b"x-b3-traceid",
+        b"x-cloud-trace-context",
+        b"x-request-id",
+    }
+)
 
 
 class RequestHead:
     """All that the head of a request says but its length: the same bytes make the same head.
 
     Filled in by llhttp; complete and checked before anybody else sees it, and not changed after.
-    What others conclude from it is kept with it: its `route`, the digest of its key, and the lines
-    that go to a worker (`forwarded`).
+    What others conclude from it is kept with it: its `route`, the digest of its key and whose that is,
+    and the lines that go to a worker (`forwarded`).
     """
 
     __slots__ = (
         "_named",
+        "caller",
         "expects_continue",
         "forwarded",
         "given_id",
@@ -56,8 +74,10 @@ class RequestHead:
         self.route: Route | None = None
         self.key_digest: bytes | None = None
         self.forwarded: bytes | None = None
-        # Its key was found good, and its route open.
-        self.passed = False
+        # Whose key it has; None while any key is good.
+        self.caller: Caller | None = None
+        # The epoch of the keyring in which its key was found good, and its route open.
+        self.passed = 0
 
     def add(self, name: bytes, value: bytes) -> None:
         """Take one header as it came."""

@@ -14,7 +14,7 @@ from enum import Enum, auto
 HEALTH = frozenset({b"/health", b"/healthz", b"/ping", b"/readyz"})
 LIVENESS = b"/livez"
 # Answered by ourselves where there are several models, because no server knows them all.
-_MODELS = b"/v1/models"
+MODELS = b"/v1/models"
 # The one WebSocket of vLLM (`entrypoints/speech_to_text/realtime/api_router.py`).
 REALTIME = b"/v1/realtime"
 
@@ -105,7 +105,7 @@ INFERENCE = frozenset(
 
 def lists_models(method: bytes, path: bytes) -> bool:
     """Tell whether a request asks which models there are."""
-    return path == _MODELS and method in (b"GET", b"HEAD")
+    return path == MODELS and method in (b"GET", b"HEAD")
 
 
 def is_closed(path: bytes, opened: frozenset[bytes]) -> bool:

@@ -101,6 +101,7 @@ class _Flow:
             self._source.pause()
             self._on_deaf()
             return
+        self._sink.sent += sent
         if sent < len(data):
             self._source.pause()
             self._patient = gevent.spawn(self._send_rest, memoryview(data)[sent:])

@@ -10,12 +10,12 @@ of a process that dies.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import time
-from contextlib import suppress
-from typing import Self
+from contextlib import AbstractContextManager, suppress
+
+from vllm_stack.proxy.process_lock import ProcessLock
 
 _CELL = 8  # bytes, a signed 64-bit integer
 # Of a row, behind the lanes.
@@ -23,10 +23,6 @@ _WAITING, _CHOOSY, _AWAKE = range(3)
 _REST = 3
 # Nanoseconds without a sign of life after which nobody waits for a process to take its turn.
 _ASLEEP = 2_000_000_000
-# Seconds. A process that was stopped with the lock in its hand must not stop the others: they go on
-# without, and the worst that comes of it is a place taken twice. One that only lost its processor
-# for a moment gets it back within this.
-_PATIENCE = 0.1
 
 
 class Turns:
@@ -38,7 +34,7 @@ class Turns:
         self._memory = mmap.mmap(-1, rows * self.width * _CELL)
         self.cells = memoryview(self._memory).cast("q")
         self.bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(rows)]
-        self.lock = os.memfd_create("vllm-stack-turns", os.MFD_CLOEXEC)
+        self.lock = ProcessLock("vllm-stack-turns")
 
     def waiting(self) -> int:
         """Give how many requests wait, in all processes."""
@@ -51,16 +47,22 @@ class Turns:
 
 
 class Turn:
-    """One process's part of it; as a context manager, the lock."""
+    """One process's part of it."""
 
     def __init__(self, turns: Turns, row: int) -> None:
         self._turns = turns
         self._row = row
         self._start = row * turns.width
         self._rest = self._start + turns.lanes
-        self._locked = False
-        self._patience = _PATIENCE
         self.bell = turns.bells[row]
+
+    def alone(self) -> AbstractContextManager[bool]:
+        """Hold the lock, and say whether we do.
+
+        A process that stands still does not stop the others: they go on without, and the worst that
+        comes of it is a place taken twice.
+        """
+        return self._turns.lock.holding(0)
 
     def publish(self, since: int, waiting: int, choosy: bool, lane: int = 0) -> None:
         """Say since when (`time.monotonic_ns`) our first request waits for any place, 0 if none does.
@@ -115,26 +117,3 @@ class Turn:
         return min(
             (first for first in firsts if cells[first[1] * width + lanes + _AWAKE] > asleep), default=None
         )
-
-    def __enter__(self) -> Self:
-        end = time.monotonic() + self._patience
-        while not self._try_lock():
-            if time.monotonic() > end:
-                self._patience = 0.0  # until it is free again: a stopped process costs us this once
-                return self
-            os.sched_yield()  # without a switch to another greenlet, as every sleep would be
-        self._patience = _PATIENCE
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._locked:
-            self._locked = False
-            fcntl.lockf(self._turns.lock, fcntl.LOCK_UN)
-
-    def _try_lock(self) -> bool:
-        try:
-            fcntl.lockf(self._turns.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        self._locked = True
-        return True

@@ -12,6 +12,7 @@ from vllm_stack.cli_options import option, out_option, render_options
 from vllm_stack.make_options import make_options
 from vllm_stack.options import Options
 from vllm_stack.stack_file import as_toml, file_option, models_of, stack_of
+from vllm_stack.verbs.completion import directories
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -32,7 +33,7 @@ def _stack_options(function: _Function) -> _Function:
     decorated = click.argument("vllm_args", nargs=-1, type=click.UNPROCESSED, metavar="[-- VLLM_OPTIONS...]")(
         decorated
     )
-    return cast("_Function", click.argument("model", required=False)(decorated))
+    return cast("_Function", click.argument("model", required=False, shell_complete=directories)(decorated))
 
 
 @click.command()

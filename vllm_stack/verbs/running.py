@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 import click
 
 from vllm_stack.cli_options import Seconds, option, out_option
+from vllm_stack.verbs.completion import WorkerName
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _timeout_option(help_text: str) -> Callable[[_Function], _Function]:
-    return option(
+    return click.option(
         "--timeout",
         type=Seconds(min=0),
         default=1800.0,
@@ -65,15 +66,40 @@ def wait(out: Path, timeout: float, any_worker: bool) -> None:
 @click.command()
 @out_option
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
-def status(out: Path, as_json: bool) -> int:
+@click.option(
+    "--interval",
+    type=Seconds(min=0),
+    default=0.5,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between the two looks from which rates are told; 0 leaves them out.",
+)
+def status(out: Path, as_json: bool, interval: float) -> int:
     """Show every worker as it truly is: what it is doing, since when, and why it last failed.
 
     A worker is called ready only if it has just said so itself. Exit code 0: all are ready; 1: some
-    are not; 3: none is.
+    are not; 3: nothing serves.
     """
     from vllm_stack.commands.status import show_status
 
-    return show_status(out, as_json)
+    return show_status(out, as_json, interval)
+
+
+@click.command()
+@out_option
+@click.option(
+    "--interval",
+    type=Seconds(min=0.2),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two looks.",
+)
+def top(out: Path, interval: float) -> None:
+    """Show the same live: what every worker does, and how many tokens come out of it. Ctrl-C ends it."""
+    from vllm_stack.commands.top import show_top
+
+    show_top(out, interval)
 
 
 @click.command()
@@ -93,7 +119,12 @@ def down(out: Path) -> None:
     type=click.Choice(["api-server", "engine", "proxy", "hang", "restart"]),
     help="Hold this drill only; may be repeated.",
 )
-@click.option("--worker", metavar="NAME", help="The worker that is hurt.  [default: the first that is ready]")
+@click.option(
+    "--worker",
+    type=WorkerName(),
+    metavar="NAME",
+    help="The worker that is hurt.  [default: the first that is ready]",
+)
 @click.option(
     "--clients", type=click.IntRange(1, 256), default=4, show_default=True, help="Half of them stream."
 )
@@ -145,4 +176,4 @@ def clean(out: Path, as_json: bool) -> None:
     clean_stack(out, as_json)
 
 
-COMMANDS = (up, wait, status, down, drill, clean)
+COMMANDS = (up, wait, status, top, down, drill, clean)

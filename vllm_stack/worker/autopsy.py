@@ -6,6 +6,7 @@ import signal
 import time
 from dataclasses import replace
 
+from vllm_stack.lives import count_failure
 from vllm_stack.process_end import describe_end
 from vllm_stack.record import read_record
 from vllm_stack.worker.failure import (
@@ -117,3 +118,5 @@ class Autopsy:
     def _remember(self, failure: Failure) -> None:
         with self._voice.noting("the failure could not be added to the history"):
             remember_failure(self._spec.history, failure)
+        with self._voice.noting("the failure could not be counted"):
+            count_failure(self._spec.lives)

@@ -20,6 +20,7 @@ import tempfile
 import time
 
 from vllm_stack.leftovers import MARKER
+from vllm_stack.lives import count_start
 from vllm_stack.program import STOP_SIGNALS, Order, ask_supervisord, take_signal
 from vllm_stack.worker.autopsy import Autopsy
 from vllm_stack.worker.phase import Phase, write_phase
@@ -122,6 +123,8 @@ class Life:
             spec.memory.begin()
         with noting("what this worker does could not be noted"):
             write_phase(spec.phase, Phase.STARTING)
+        with noting("this start could not be counted"):
+            count_start(spec.lives)
 
     def _forget_life(self) -> None:
         with self._voice.noting("the record of this life could not be removed"):

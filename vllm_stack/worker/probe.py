@@ -5,11 +5,11 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import socket
 from dataclasses import dataclass
 from typing import Any
 
 from vllm_stack.address import Address, TcpAddress
+from vllm_stack.local_http import fetch
 
 TIMEOUT = 5.0
 # A step of the engine, whatever it computed (vllm/v1/metrics/loggers.py).
@@ -18,17 +18,18 @@ _STEPS = re.compile(rb"^vllm:iteration_tokens_total_count(?:\{[^}\n]*\})? ([0-9.
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Asks one server, and the proxy in front of it; every question ends within `TIMEOUT` seconds."""
+    """Asks one server, and the proxy in front of it; every question ends within `timeout` seconds."""
 
     name: str
     address: Address
     admin_port: int
+    timeout: float = TIMEOUT
 
     def health(self) -> str | None:
         """Give None if the server says it is well, otherwise what is wrong in a few words."""
         try:
-            status, _ = _get(self.address, "/health")
-        except ConnectionRefusedError:
+            status, _ = fetch(self.address, "/health", self.timeout)
+        except (ConnectionRefusedError, FileNotFoundError):  # no port, no socket
             return "refuses connections"
         except TimeoutError:
             return "does not answer"
@@ -43,7 +44,7 @@ class Probe:
         The server's own count (`/load`) is; but should it ever miss the end of a request, the
         proxy's leases say that nobody waits. While the proxy is away the server's count stands.
         """
-        load = _number(_json(self.address, "/load").get("server_load"))
+        load = _number(self._json(self.address, "/load").get("server_load"))
         if not load:
             return 0
         leases = self._leases()
@@ -51,16 +52,24 @@ class Probe:
 
     def _leases(self) -> int | None:
         """Count the requests the proxy has given to this server; None while it does not tell."""
-        workers = _json(TcpAddress("127.0.0.1", self.admin_port), "/workers").get("workers")
+        workers = self._json(TcpAddress("127.0.0.1", self.admin_port), "/workers").get("workers")
         for worker in workers if isinstance(workers, list) else ():
             if isinstance(worker, dict) and worker.get("name") == self.name:
                 return _number(worker.get("in_flight"))
         return None
 
+    def _json(self, address: Address, path: str) -> dict[str, Any]:
+        try:
+            status, body = fetch(address, path, self.timeout)
+            value = json.loads(body) if status == 200 else None
+        except (OSError, http.client.HTTPException, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
     def metrics(self) -> bytes:
         """Give the server's metrics as it prints them, nothing if it does not."""
         try:
-            status, body = _get(self.address, "/metrics")
+            status, body = fetch(self.address, "/metrics", self.timeout)
         except (OSError, http.client.HTTPException):
             return b""
         return body if status == 200 else b""
@@ -72,37 +81,5 @@ def engine_steps(metrics: bytes) -> float | None:
     return sum(counts) if counts else None
 
 
-def _json(address: Address, path: str) -> dict[str, Any]:
-    try:
-        status, body = _get(address, path)
-        value = json.loads(body) if status == 200 else None
-    except (OSError, http.client.HTTPException, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
-
-
-def _get(address: Address, path: str) -> tuple[int, bytes]:
-    connection = _Connection(address)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        return response.status, response.read()
-    finally:
-        connection.close()
-
-
-class _Connection(http.client.HTTPConnection):
-    """HTTP over a port or a unix socket."""
-
-    def __init__(self, address: Address) -> None:
-        super().__init__("localhost", timeout=TIMEOUT)
-        self._address = address
-
-    def connect(self) -> None:
-        self.sock = socket.socket(self._address.family, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._address.sockaddr)

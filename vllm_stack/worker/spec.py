@@ -12,6 +12,7 @@ from vllm_stack.layout import (
     failure_history,
     failure_record,
     life_record,
+    lives_record,
     phase_note,
     shared_memory_record,
     stopping_notice,
@@ -56,6 +57,10 @@ class Spec:
     @property
     def history(self) -> Path:
         return failure_history(self.state, self.name)
+
+    @property
+    def lives(self) -> Path:
+        return lives_record(self.state, self.name)
 
     @property
     def phase(self) -> Path:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
+
 from tests.support import fake_vllm
 from tests.support.polling import until
 from tests.support.ports import free_ports
@@ -227,6 +229,17 @@ def get_json(where: Where, path: str) -> Any:
     try:
         connection.request("GET", path)
         return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
+def get_metrics(where: Where) -> str:
+    connection = connection_to(where, timeout=30)
+    try:
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        assert answer.status == 200
+        return answer.read().decode()
     finally:
         connection.close()
 
@@ -480,6 +493,10 @@ class Stack:
     @property
     def process_count(self) -> int:
         return int(json.loads((self.out / "proxy.json").read_text())["processes"])
+
+    def processes(self) -> list[int]:
+        """Return the process ids of the proxy's processes, those that retire included."""
+        return [child.pid for child in psutil.Process(self.proxy.pid).children()]
 
     def admin(self) -> dict[str, Any]:
         state: dict[str, Any] = get_json(self.admin_port, "/workers")

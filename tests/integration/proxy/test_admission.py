@@ -102,14 +102,10 @@ def check_no_ready_worker(answer: Answer) -> None:
 # ------------------------------------------------------------------ processes
 
 
-def proxy_processes(stack: Stack) -> list[int]:
-    return [child.pid for child in psutil.Process(stack.proxy.pid).children()]
-
-
 def home(stack: Stack, wire: Wire) -> int | None:
     """Say which process of the proxy took a connection, None if none has yet."""
     port = wire.sock.getsockname()[1]
-    for pid in proxy_processes(stack):
+    for pid in stack.processes():
         if any(c.raddr and c.raddr[1] == port for c in psutil.Process(pid).net_connections("tcp")):
             return pid
     return None
@@ -126,7 +122,7 @@ def stopped(pid: int) -> Iterator[None]:
 
 def wires_at_both(stack: Stack, wires: ExitStack, each: int) -> dict[int, list[Wire]]:
     """Open connections until both processes have `each` of them: where one lands is chance."""
-    found: dict[int, list[Wire]] = {pid: [] for pid in proxy_processes(stack)}
+    found: dict[int, list[Wire]] = {pid: [] for pid in stack.processes()}
     assert len(found) == 2
     for _ in range(500):
         wire = wires.enter_context(stack.wire(timeout=20))
@@ -398,7 +394,7 @@ def test_a_client_that_leaves_the_line_frees_its_place(
 def test_a_client_that_leaves_as_its_turn_comes_gives_it_to_the_next(one: Stack) -> None:
     """The proxy is stopped meanwhile, so it hears of the free place and of the leave in one breath."""
     worker = one.workers[0]
-    (process,), engine = proxy_processes(one), worker.state()["engine_pid"]
+    (process,), engine = one.processes(), worker.state()["engine_pid"]
     for _ in range(8):
         with ExitStack() as wires, stopped(engine):
             finished = worker.state()["finished"]
@@ -447,7 +443,7 @@ def test_when_a_process_is_killed_the_line_of_the_other_moves_on(
         os.kill(lost, signal.SIGKILL)
         assert [wire.answer().status for wire in kept[:3]] == [200] * 3
         assert time.monotonic() - start < 1.5
-        until(lambda: len(proxy_processes(stack)) == 2, 10, "there are two processes again")
+        until(lambda: len(stack.processes()) == 2, 10, "there are two processes again")
         wait_for_line(stack, 0)
         stack.wait_quiet()
         assert stack.ask(request(body=SHORT)).status == 200
@@ -521,9 +517,9 @@ def test_a_reload_keeps_the_line_and_its_order(new_stack: MakeStack, wires: Exit
     ).start()
     (holder,) = hold(stack, wires)
     line = queue(stack, wires, 6)
-    before = set(proxy_processes(stack))
+    before = set(stack.processes())
     stack.proxy.send_signal(signal.SIGHUP)
-    until(lambda: len(set(proxy_processes(stack)) - before) == 2, 10, "there are new processes")
+    until(lambda: len(set(stack.processes()) - before) == 2, 10, "there are new processes")
     until(lambda: stack.log.read_text().count("-> ready") >= 4, 10, "they know the worker")
     new: list[Wire] = []
     deadline = time.monotonic() + 10
@@ -538,6 +534,6 @@ def test_a_reload_keeps_the_line_and_its_order(new_stack: MakeStack, wires: Exit
     holder.reset()
     assert [wire.answer().status for wire in [*line, *new]] == [200] * 10
     assert numbers(stack) == list(range(10))
-    until(lambda: not set(proxy_processes(stack)) & before, 10, "the old processes have ended")
+    until(lambda: not set(stack.processes()) & before, 10, "the old processes have ended")
     assert stack.workers[0].state()["most_in_flight"] == 1
     assert stack.ask(request(body=SHORT)).status == 200

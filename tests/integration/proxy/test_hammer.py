@@ -132,10 +132,6 @@ def be_a_client(stack: Stack, number: int, end: float) -> Counter[int]:
 # ------------------------------------------------------------------ what happens to servers
 
 
-def proxy_processes(stack: Stack) -> list[int]:
-    return [child.pid for child in psutil.Process(stack.proxy.pid).children()]
-
-
 def raise_the_dead(workers: list[FakeWorker]) -> None:
     for worker in workers:
         assert worker.process
@@ -154,7 +150,7 @@ def make_trouble(stack: Stack, end: float) -> None:
             raise_the_dead(stack.workers)
             time.sleep(0.02)
         if turn % 2:
-            os.kill(until(lambda: chance.choice(proxy_processes(stack)), 5, "there is one"), signal.SIGKILL)
+            os.kill(until(lambda: chance.choice(stack.processes()), 5, "there is one"), signal.SIGKILL)
         else:
             chance.choice(stack.workers).kill()
 
@@ -163,7 +159,7 @@ def make_trouble(stack: Stack, end: float) -> None:
 
 
 def descriptors(stack: Stack) -> list[int]:
-    return sorted(psutil.Process(pid).num_fds() for pid in proxy_processes(stack))
+    return sorted(psutil.Process(pid).num_fds() for pid in stack.processes())
 
 
 def both_know_all_workers(stack: Stack) -> bool:

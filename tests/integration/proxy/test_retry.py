@@ -392,20 +392,14 @@ def test_round_robin_takes_turns(new_stack: MakeStack) -> None:
 # ------------------------------------------------------------------ processes that are killed
 
 
-def proxy_processes(stack: Stack) -> list[int]:
-    import psutil
-
-    return [child.pid for child in psutil.Process(stack.proxy.pid).children()]
-
-
 def test_a_killed_proxy_process_takes_its_count_along_and_the_door_serves_on(four: Stack) -> None:
     wires = open_streams(four, 6)
     totals = four.totals()
     try:
-        for pid in proxy_processes(four):
+        for pid in four.processes():
             os.kill(pid, signal.SIGKILL)
             until(lambda pid=pid: not is_alive(pid), 5, "it is dead")  # type: ignore[misc]
-        until(lambda: len(proxy_processes(four)) == 2, 5, "there are two processes again")
+        until(lambda: len(four.processes()) == 2, 5, "there are two processes again")
         until(lambda: four.ask(request("GET", "/livez")).status == 200, 10, "the door is open")
         until(lambda: four.in_flight() == [0, 0, 0, 0], 5, "their streams are counted no more")
         assert four.totals()["requests"] >= totals["requests"]

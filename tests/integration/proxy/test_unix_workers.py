@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.integration.proxy.harness import Stack, chat, request
+from tests.integration.proxy.harness import Stack, chat, get_metrics, request
 from tests.support.polling import until
 
 
@@ -54,6 +54,10 @@ def test_a_client_that_goes_is_told_to_its_worker(unix: Stack) -> None:
         wire.send(request(body=chat(stream=True, tokens=500, delay=0.02)))
         assert next(iter(wire.chunks() if wire.head().status == 200 else []))
     until(lambda: unix.aborted() == before + 1, 2, "the worker saw the client go")
+
+
+def test_the_metrics_of_both_are_told_by_the_admin_door(unix: Stack) -> None:
+    assert get_metrics(unix.admin_port).count("\nvllm:num_requests_running{") == 2
 
 
 def test_the_admin_door_shows_where_each_worker_listens(unix: Stack) -> None:

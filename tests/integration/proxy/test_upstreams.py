@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.proxy.harness import HOST, KEY, ScriptedWorker, Stack, chat, request
+from tests.integration.proxy.harness import HOST, KEY, ScriptedWorker, Stack, chat, get_metrics, request
 from tests.support.polling import until
 from tests.support.ports import free_port, free_ports
 from vllm_stack.address import TcpAddress
@@ -62,6 +63,19 @@ def test_an_upstream_gets_its_own_key_and_no_other(
     internal = (stack.out / "secrets/internal-key").read_bytes().strip()
     assert KEY.encode() not in seen
     assert internal not in seen
+
+
+def test_an_upstream_is_in_the_metrics_and_is_not_asked_for_its_own(
+    new_stack: NewStack, elsewhere: ScriptedWorker
+) -> None:
+    stack = pure(new_stack, elsewhere.port).start()
+    assert stack.ask(request(body=chat())).json == {}
+    answered = re.compile(r'^vllm_stack_first_byte_seconds_count\{gpu="",.*worker="upstream-0"\} 1\.0$', re.M)
+    until(lambda: answered.search(get_metrics(stack.admin_port)), 5, "its answer is counted")
+    assert re.search(
+        r'^vllm_stack_worker_state\{.*state="ready",.*\} 1\.0$', get_metrics(stack.admin_port), re.M
+    )
+    assert len(elsewhere.requests) == 1
 
 
 def test_a_proxy_whose_key_file_is_gone_says_so_in_one_line(new_stack: NewStack, tmp_path: Path) -> None:

@@ -284,6 +284,18 @@ def test_hop_by_hop_headers_and_keys_stop_at_the_door(stack: Stack) -> None:
     assert headers.keys() == {"host", "x-request-id"}
 
 
+def test_a_trace_is_passed_on_as_it_came(stack: Stack) -> None:
+    """W3C Trace Context: vLLM continues it where it is told to (`--otlp-traces-endpoint`)."""
+    trace = {
+        "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        "tracestate": "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE",
+        "baggage": "userId=alice,serverNode=DF%2028",
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in trace.items())
+    headers = worker_headers(stack, post(LENGTH, b"abc", more=lines.encode()))
+    assert {name: headers[name] for name in trace} == {name: [value] for name, value in trace.items()}
+
+
 @pytest.mark.parametrize(
     "name", ["Content-Length", "Host", "X-Request-Id", "Content-Type, Transfer-Encoding"]
 )

@@ -15,6 +15,8 @@ import pytest
 
 from tests.integration.conftest import Stack, StackFactory, ask, gone
 from tests.support.polling import until
+from vllm_stack.layout import lives_record
+from vllm_stack.lives import Lives, read_lives
 
 
 @dataclass
@@ -146,13 +148,17 @@ def test_the_next_life_waits_out_the_failure_and_a_stop_ends_the_wait(wrapped: W
     assert time.monotonic() - begun < 1
     assert wrapped.stack.failure() == {}
     assert len(wrapped.stack.starts()) == 1
+    assert read_lives(lives_record(wrapped.stack.layout.state, "worker-0")) == Lives(starts=1, failures=1)
 
 
 @pytest.mark.parametrize("wrapped", [{"SETSID": 1, "ENGINE_IGNORES_TERM": 1}], indirect=True)
 def test_the_tree_is_ended_also_when_the_failure_cannot_be_recorded(wrapped: Wrapped) -> None:
     """A full disk must not leave an engine with the GPU's memory; a directory stands in for it."""
     told = loaded(wrapped)
-    (wrapped.stack.layout.state / "worker-0.failure.json").mkdir()
+    state = wrapped.stack.layout.state
+    (state / "worker-0.failure.json").mkdir()
+    lives_record(state, "worker-0").unlink()
+    lives_record(state, "worker-0").mkdir()
     os.kill(told["pid"], signal.SIGKILL)
     assert wrapped.process.wait(10) != 0
     assert gone(told["engine_pid"], told["worker_pid"])()
@@ -170,6 +176,7 @@ def test_a_worker_starts_also_when_its_life_cannot_be_recorded(wrapped: Wrapped)
     wrapped.again()
     until(lambda: ask(wrapped.stack.ports[0])[0] == 200, 10, "it serves")
     assert "Traceback" not in wrapped.log
+    assert read_lives(lives_record(wrapped.stack.layout.state, "worker-0")) == Lives(starts=2, failures=0)
 
 
 def test_a_spec_that_cannot_be_read_is_one_line(wrapped: Wrapped) -> None:

@@ -30,7 +30,10 @@ Process = tuple[int, int | None]
 
 @dataclass(frozen=True)
 class Device:
-    """A MIG device, or what a GPU has in common with one; sizes in bytes, `used` by programs."""
+    """A MIG device, or what a GPU has in common with one; sizes in bytes, `used` by programs.
+
+    `busy` is how many percent of the time it computes; None: it does not tell.
+    """
 
     uuid: str
     name: str = "NVIDIA H100 80GB HBM3"
@@ -39,6 +42,7 @@ class Device:
     used: int = 0
     processes: tuple[Process, ...] = ()
     graphics: tuple[Process, ...] = ()
+    busy: int | None = None
     errors: Errors = field(default_factory=dict)
 
     def lines(self) -> list[str]:
@@ -47,6 +51,7 @@ class Device:
             f"total {self.total}",
             f"reserved {self.reserved}",
             f"used {self.used}",
+            *_known("busy {}", self.busy),
             *(f"process {pid} {_size(size)}" for pid, size in self.processes),
             *(f"graphics {pid} {_size(size)}" for pid, size in self.graphics),
             *_error_lines(self.errors),

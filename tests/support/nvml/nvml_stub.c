@@ -24,6 +24,7 @@
  *     retiring 1                    pages wait to be retired
  *     clocks MASK                   hexadecimal, nvmlClocksEventReasons
  *     temperature DEGREES
+ *     busy PERCENT                  how much it computes; not supported by default
  *     recovery NUMBER               nvmlDeviceGpuRecoveryAction_t; not supported by default
  *     mig-mode 1                    also where there is no MIG device
  *     process PID BYTES|N/A         that computes
@@ -82,7 +83,7 @@ struct device {
     char uuid[96], name[96];
     bytes total, reserved, used;
     unsigned bus, capability[2], compute_mode;
-    int numa, recovery; /* -1: not supported */
+    int numa, recovery, busy; /* -1: not supported */
     bytes cores[MASK_WORDS], clocks, ecc;
     unsigned remapped, remapping_pending, remapping_failed, retiring, temperature, mig_mode;
     struct processes computing, drawing;
@@ -156,7 +157,7 @@ static struct device *add_gpu(const char *line)
     struct device *gpu = &box.gpus[box.gpu_count++].self;
     gpu->bus = box.gpu_count;
     gpu->capability[0] = 9;
-    gpu->numa = gpu->recovery = -1;
+    gpu->numa = gpu->recovery = gpu->busy = -1;
     memset(gpu->pcie, -1, sizeof gpu->pcie);
     return gpu;
 }
@@ -166,7 +167,9 @@ static struct device *add_mig(const char *line)
     struct gpu *parent = box.gpu_count ? &box.gpus[box.gpu_count - 1] : NULL;
     if (!parent || parent->mig_count == MAX_MIGS)
         wrong("no gpu for this mig, or too many", line);
-    return &parent->migs[parent->mig_count++];
+    struct device *mig = &parent->migs[parent->mig_count++];
+    mig->busy = -1;
+    return mig;
 }
 
 static void add_cores(struct device *to, const char *range, const char *line)
@@ -235,6 +238,8 @@ static void read_fact(const char *word, const char *a, const char *b, const char
         current->clocks = number(a, 16, line);
     else if (!strcmp(word, "temperature"))
         current->temperature = number(a, 10, line);
+    else if (!strcmp(word, "busy"))
+        current->busy = number(a, 10, line);
     else if (!strcmp(word, "recovery"))
         current->recovery = number(a, 10, line);
     else if (!strcmp(word, "mig-mode"))
@@ -447,6 +452,18 @@ int nvmlDeviceGetComputeMode(handle h, unsigned *mode)
 
 struct memory_v1 { bytes total, free, used; };
 struct memory_v2 { unsigned version; bytes total, reserved, free, used; };
+
+struct utilization { unsigned gpu, memory; };
+
+int nvmlDeviceGetUtilizationRates(handle h, struct utilization *rates)
+{
+    BEGIN_DEVICE(h);
+    if (device->busy < 0)
+        return NOT_SUPPORTED;
+    rates->gpu = device->busy;
+    rates->memory = 0;
+    return SUCCESS;
+}
 
 int nvmlDeviceGetMemoryInfo(handle h, struct memory_v1 *memory)
 {

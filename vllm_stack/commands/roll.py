@@ -1,0 +1,309 @@
+"""`vllm-stack roll`: restart a running stack, one worker at a time, so that no request fails.
+
+For each worker: nothing new to it, what it works on ends, restart with the options as they are rendered,
+ready, one request to warm it up, back in the choice. What happens is in files (`drain_order`,
+`roll.record`), so a roll that is killed at any moment leaves a stack that serves, and `roll` finishes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import xmlrpc.client
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+
+from vllm_stack.commands.drain import (
+    check_gap,
+    user,
+    wait_drained,
+    wait_open,
+    withdraw_order,
+    writing_orders,
+)
+from vllm_stack.commands.stack import Stack, find_stack
+from vllm_stack.commands.standing import ask_reloads, server_named
+from vllm_stack.commands.watch_workers import LOOK_EVERY, SPEAK_EVERY, failure_of, log_tail, look_at
+from vllm_stack.drain_order import Reason, give_order, read_order
+from vllm_stack.errors import NoStack, StackError, UsageError
+from vllm_stack.in_force import adopt, fingerprint_of, kept_options
+from vllm_stack.layout import drain_order, phase_note
+from vllm_stack.roll.changes import Rendered, obstacles
+from vllm_stack.roll.record import RollRecord, begin_or_go_on, read_roll, write_roll
+from vllm_stack.roll.warm_up import warm_up
+from vllm_stack.worker.failure import Failure
+from vllm_stack.worker.phase import Phase, read_phase
+from vllm_stack.worker.probe import Probe
+
+PROXY = "proxy"
+# Seconds for what takes the proxy two looks at a worker.
+_READMISSION = 30.0
+# Seconds in which new processes of the proxy are there and know the workers.
+_RELOAD = 30.0
+_GONE = ("STOPPED", "EXITED", "FATAL", "UNKNOWN")
+
+
+@dataclass(frozen=True, slots=True)
+class RollOptions:
+    """What the command line says; times in seconds."""
+
+    out: Path
+    names: tuple[str, ...]
+    drain_timeout: float
+    timeout: float
+    allow_gap: bool
+    anew: bool
+
+
+class Unfit(StackError):
+    """A worker came up and does not answer as it should: it must not get requests."""
+
+
+def roll_stack(options: RollOptions) -> None:
+    """Roll the stack; raises `NoStack`, `UsageError`, and `StackError` where the roll stopped."""
+    stack = find_stack(options.out)
+    with _alone(stack):
+        Roll(stack, options).run()
+
+
+class Roll:
+    """One roll, or the rest of one."""
+
+    def __init__(self, stack: Stack, options: RollOptions) -> None:
+        self._stack = stack
+        self._options = options
+        self._state = stack.layout.state
+        self._supervisord = _supervisord(stack)
+        self._record = self._begin()
+
+    def run(self) -> None:
+        """Restart what is left to be, in order; the first failure is the end."""
+        for name in self._record.left:
+            try:
+                self._roll_proxy() if name == PROXY else self._roll_worker(name)
+            except (StackError, OSError) as error:
+                raise StackError(self._verdict(name, str(error))) from None
+            except xmlrpc.client.Fault as fault:
+                raise StackError(self._verdict(name, f"supervisord says {fault.faultString}")) from None
+            except KeyboardInterrupt:
+                click.echo(f"Broken off; `vllm-stack roll` goes on with {name}", err=True)
+                raise
+            self._note(self._record.with_done(name))
+        self._state_path.unlink(missing_ok=True)
+        click.echo(f"Rolled: {', '.join(self._record.targets) or 'there was nothing to do'}")
+
+    def _begin(self) -> RollRecord:
+        names = self._names()
+        if PROXY in names or any(self._changed(name) for name in names):
+            _check_changes(self._stack)
+        targets = {name: fingerprint_of(self._files(name)) for name in names}
+        before = None if self._options.anew else read_roll(self._state_path)
+        record = begin_or_go_on(before, user(), targets)
+        if record is before and record.done:
+            began = time.strftime("%H:%M", time.localtime(record.began))
+            click.echo(f"Going on with the roll of {began}: {', '.join(record.done)} is done")
+        self._note(record)
+        return record
+
+    def _names(self) -> tuple[str, ...]:
+        """Name what is to be restarted: as asked, or every worker, and the proxy if its options changed."""
+        if self._options.names:
+            return tuple(
+                dict.fromkeys(
+                    word if word == PROXY else _worker_named(self._stack, word)
+                    for word in self._options.names
+                )
+            )
+        return self._stack.worker_names + ((PROXY,) if self._changed(PROXY) else ())
+
+    def _roll_worker(self, name: str) -> None:
+        path = drain_order(self._state, name)
+        order = read_order(path)
+        # What was ordered by hand stays: it is restarted, and gets nothing after as before.
+        ours = order is None or order.reason is not Reason.BY_HAND
+        if ours and not self._options.allow_gap:
+            check_gap(self._stack, name)
+        try:
+            if ours:
+                with writing_orders(self._stack):
+                    give_order(path, user(), Reason.ROLL)
+            wait_drained(self._stack, name, self._options.drain_timeout)
+            self._restart(name)
+        except Unfit as unfit:
+            with writing_orders(self._stack):
+                give_order(path, user(), Reason.UNFIT, str(unfit))
+            raise
+        except BaseException:
+            if ours:
+                withdraw_order(self._stack, name)
+            raise
+        if not ours:
+            click.echo(f"{name} is ready, and stays drained: that was ordered by hand")
+            return
+        withdraw_order(self._stack, name)
+        if not wait_open(self._stack, name, _READMISSION):
+            raise StackError(f"{name} is ready, but the proxy does not send to it")
+
+    def _restart(self, name: str) -> None:
+        """Stop it, have it adopt its new options, start it, and wait until it is fit to serve."""
+        failure, note = failure_of(self._stack, name), read_phase(phase_note(self._state, name))
+        supervisor, program = self._stack.supervisor, f"workers:{name}"
+        click.echo(f"        {name}  stopping")
+        try:
+            with suppress(xmlrpc.client.Fault):  # it does not run
+                supervisor.call("stopProcess", program, False)
+            self._wait_stopped(program)
+            adopt(self._files(name), self._state, name, self._supervisord)
+        finally:  # whatever happens to us: a stopped worker must not stay so
+            with suppress(xmlrpc.client.Fault):  # it runs
+                supervisor.call("startProcess", program, False)
+        self._wait_ready(name, failure, note.since if note is not None else 0.0)
+        key = self._stack.layout.internal_key.read_text("utf-8").strip()
+        model = self._stack.model_of(name)
+        trouble = warm_up(self._stack.workers[name], key, model, self._options.timeout)
+        if trouble is not None:
+            raise Unfit(f"{name} is ready, but {trouble}; it gets no requests (`vllm-stack readmit {name}`)")
+
+    def _wait_stopped(self, program: str) -> None:
+        end = time.monotonic() + self._stack.stop_seconds
+        while time.monotonic() < end:
+            info = self._stack.supervisor.call("getProcessInfo", program)
+            if info["statename"] in _GONE:
+                return
+            time.sleep(0.1)
+        raise StackError(f"{program} did not stop within {self._stack.stop_seconds} s")
+
+    def _wait_ready(self, name: str, before: Failure | None, since: float) -> None:
+        """Wait until a life that began after `since` says it is ready; a failure ends the wait."""
+        begun, spoken, said = time.monotonic(), 0.0, ""
+        probe = Probe(name, self._stack.workers[name], self._stack.admin_port)
+        while True:
+            note = read_phase(phase_note(self._state, name))
+            if note is not None and note.phase is Phase.READY and note.since > since and not probe.health():
+                click.echo(f"{time.monotonic() - begun:4.0f} s  {name}  ready")
+                return
+            failure = failure_of(self._stack, name)
+            if failure is not None and failure != before:
+                for line in log_tail(self._stack, name):
+                    click.echo(line, err=True)
+                raise StackError(f"{name} failed: vLLM {failure.story}. It will be started again")
+            elapsed = time.monotonic() - begun
+            if elapsed > self._options.timeout:
+                raise StackError(f"{name} is not ready after {elapsed:.0f} s")
+            sight = look_at({}, self._stack, name)
+            if sight.state != said or elapsed - spoken >= SPEAK_EVERY:
+                said, spoken = sight.state, elapsed
+                click.echo(sight.line(elapsed))
+            time.sleep(LOOK_EVERY)
+
+    def _roll_proxy(self) -> None:
+        """Have the proxy reload: its old processes go on with the connections that they have."""
+        before = ask_reloads(self._stack)
+        if before is None:
+            raise StackError("the proxy does not answer")
+        adopt(self._files(PROXY), self._state, PROXY, self._supervisord)
+        self._stack.supervisor.call("signalProcess", PROXY, "HUP")
+        click.echo("        proxy  reloading")
+        end = time.monotonic() + _RELOAD
+        while time.monotonic() < end:
+            now = ask_reloads(self._stack)  # of the old processes one may still answer
+            if now is not None and now[0] > before[0]:
+                if now[1] is not None:
+                    raise StackError(now[1])
+                return
+            time.sleep(LOOK_EVERY)
+        raise StackError(f"the proxy did not reload within {_RELOAD:.0f} s")
+
+    def _files(self, name: str) -> list[Path]:
+        layout = self._stack.layout
+        if name == PROXY:
+            return [layout.proxy_json, layout.gunicorn_conf, layout.stack_json]
+        return [layout.worker_json(name)]
+
+    def _changed(self, name: str) -> bool:
+        kept = kept_options(self._state, name)
+        files = self._files(name)
+        return kept is not None and fingerprint_of(files) != fingerprint_of(
+            kept / file.name for file in files
+        )
+
+    @property
+    def _state_path(self) -> Path:
+        return self._stack.layout.roll_record
+
+    def _note(self, record: RollRecord) -> None:
+        with writing_orders(self._stack):
+            write_roll(self._state_path, record)
+        self._record = record
+
+    def _verdict(self, name: str, why: str) -> str:
+        """Say what stopped the roll, and what is as it was before."""
+        after = [other for other in self._record.left if other != name]
+        rest = f" Not touched: {', '.join(after)}." if after else ""
+        stopped = f"The roll stopped at {name}: {why.rstrip('.')}"
+        return f"{stopped}.{rest} `vllm-stack roll` goes on when that is mended"
+
+
+def _check_changes(stack: Stack) -> None:
+    """Raise `StackError` if what was rendered since differs in what a roll cannot change."""
+    kept = kept_options(stack.layout.state, PROXY)
+    if kept is None:
+        return
+    running = Rendered(_read(kept / "stack.json"), _read(kept / "proxy.json"))
+    rendered = Rendered(_read(stack.layout.stack_json), _read(stack.layout.proxy_json))
+    found = list(obstacles(running, rendered))
+    if found:
+        raise StackError(
+            f"What was rendered cannot be rolled out: it changes {'; '.join(found)}. "
+            "Render it as it was in this, or: vllm-stack down, then up"
+        )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise StackError(f"{path} cannot be read: {error}") from None
+
+
+def _worker_named(stack: Stack, word: str) -> str:
+    name = server_named(stack, word)
+    if name in stack.upstream_names:
+        raise UsageError(f"{name} is a server elsewhere: it is restarted there")
+    return name
+
+
+def _supervisord(stack: Stack) -> int:
+    """Give supervisord's process id; raises `NoStack` where nothing runs, or not for long."""
+    pid = stack.supervisor.pid()
+    if pid is None:
+        raise NoStack(f"supervisord is not running: vllm-stack up --out {stack.layout.out}")
+    if not pid or not psutil.pid_exists(pid):
+        raise StackError("supervisord is stopping, or does not answer")
+    return pid
+
+
+@contextmanager
+def _alone(stack: Stack) -> Iterator[None]:
+    """Hold off a second roll; the lock ends with this process, however it ends."""
+    path = stack.layout.roll_record.with_suffix(".lock")
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StackError(f"{path} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StackError(f"Another roll of {stack.layout.out} is under way") from None
+    else:
+        yield
+    finally:
+        os.close(descriptor)

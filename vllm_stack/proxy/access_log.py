@@ -1,0 +1,159 @@
+"""One JSON line for every request, in a file that all processes of the proxy append to.
+
+What a request contained is never in it: no header, no body, no key, no query. Lines are gathered and
+written by a thread, so no request waits for a disk; one that is full or gone costs lines, which are
+counted, and nothing else. A file that is full is renamed, `.1` to `.2` and so on, by whoever is first to
+see it; the others find that out by its number (inode).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import gevent
+from gevent import get_hub
+
+# Seconds between two writes.
+INTERVAL = 0.5
+# Bytes that wait for a disk at most.
+_MOST_WAITING = 4 * 1024 * 1024
+
+
+class AccessLog:
+    """The lines of one process."""
+
+    def __init__(self, path: Path, most: int, backups: int, lost: Callable[[int], None]) -> None:
+        """Take the file, the size in bytes at which it is renamed, and how many of those before are kept.
+
+        `lost` is told of lines that could not be written.
+        """
+        self._file = _File(path, most, backups)
+        self._lost = lost
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._said = False
+        self._second, self._stamp = 0, ""
+        self._quoted: dict[str | None, str] = {None: "null"}
+
+    def add(
+        self,
+        began: float,
+        request_id: bytes,
+        key: str | None,
+        method: bytes,
+        route: str,
+        model: str | None,
+        server: str | None,
+        status: int,
+        end: str,
+        bytes_in: int,
+        bytes_out: int,
+        first_byte: float | None,
+        duration: float,
+        retries: int,
+    ) -> None:
+        """Note a request that has ended. `began` is a Unix time, the other times are in seconds."""
+        if self._size > _MOST_WAITING:
+            self._lost(1)
+            return
+        second = int(began)
+        if second != self._second:
+            self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        first = "null" if first_byte is None else f"{first_byte * 1000:.1f}"
+        quote = self._quote
+        line = (
+            f'{{"time":"{self._stamp}.{int((began - second) * 1000):03d}Z","id":"{request_id.decode()}",'
+            f'"key":{quote(key)},"method":"{method.decode()}","route":"{route}","model":{quote(model)},'
+            f'"worker":{quote(server)},"status":{status},"end":"{end}","bytes_in":{bytes_in},'
+            f'"bytes_out":{bytes_out},"first_byte_ms":{first},"duration_ms":{duration * 1000:.1f},'
+            f'"retries":{retries}}}\n'
+        ).encode()
+        self._lines.append(line)
+        self._size += len(line)
+
+    def run(self) -> None:
+        """Write what has gathered, again and again; for ever."""
+        while True:
+            gevent.sleep(INTERVAL)
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has gathered, in a thread."""
+        if self._lines:
+            lines, self._lines, self._size = self._lines, [], 0
+            self._note(len(lines), get_hub().threadpool.apply(self._file.append, (b"".join(lines),)))
+
+    def _note(self, lines: int, trouble: str | None) -> None:
+        if trouble is not None:
+            self._lost(lines)
+            if not self._said:
+                logging.getLogger("gunicorn.error").error("Requests are not logged: %s", trouble)
+        elif self._said:
+            logging.getLogger("gunicorn.error").info("Requests are logged again")
+        self._said = trouble is not None
+
+    def _quote(self, word: str | None) -> str:
+        quoted = self._quoted.get(word)
+        if quoted is None:
+            quoted = self._quoted[word] = json.dumps(word)
+        return quoted
+
+
+class _File:
+    """A file that many append to, and that is renamed when it is full."""
+
+    def __init__(self, path: Path, most: int, backups: int) -> None:
+        self._path = path
+        self._most = most
+        self._backups = backups
+        self._descriptor: int | None = None
+
+    def append(self, data: bytes) -> str | None:
+        """Append it in one piece; gives what is wrong if that cannot be."""
+        try:
+            descriptor = self._opened()
+            if os.fstat(descriptor).st_size + len(data) > self._most:
+                self._rotate(descriptor)
+                descriptor = self._opened()
+            written = os.write(descriptor, data)
+            if written < len(data):  # the disk is full: half a line must not take the next one along
+                os.write(descriptor, b"\n")
+                return "the disk is full"
+        except OSError as error:
+            return f"{self._path}: {error.strerror}"
+        return None
+
+    def _opened(self) -> int:
+        """Give the file that has the name now."""
+        if self._descriptor is not None:
+            with suppress(FileNotFoundError):
+                if os.stat(self._path).st_ino == os.fstat(self._descriptor).st_ino:
+                    return self._descriptor
+            os.close(self._descriptor)
+            self._descriptor = None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(self._path, flags, 0o600)
+        return self._descriptor
+
+    def _rotate(self, full: int) -> None:
+        """Rename the full file, unless another process has done so; the lock is on the file itself."""
+        fcntl.flock(full, fcntl.LOCK_EX)
+        try:
+            if os.stat(self._path).st_ino != os.fstat(full).st_ino or os.fstat(full).st_size == 0:
+                return
+            names = [self._path, *(self._backup(number) for number in range(1, self._backups + 1))]
+            for older, newer in reversed(list(zip(names[1:], names, strict=False))):
+                with suppress(FileNotFoundError):
+                    newer.replace(older)
+        finally:
+            fcntl.flock(full, fcntl.LOCK_UN)
+
+    def _backup(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}")

@@ -1,0 +1,1 @@
+"""The dashboard of the admin door: one page, and what it asks for."""

@@ -1,0 +1,74 @@
+"""gunicorn's master, whose reload breaks no connection: `python -m vllm_stack.proxy.master --config FILE`.
+
+Stock gunicorn ends the processes of before a reload like those of a shutdown: what is open after the
+graceful timeout is cut, the master heeds nothing until then, and as long as they live they count as
+processes that need not be started. Here they retire: they end when their clients do, and are not counted.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+from gunicorn.app.wsgiapp import WSGIApplication
+from gunicorn.arbiter import Arbiter
+
+from vllm_stack.proxy import hooks
+
+
+class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
+    """Starts the proxy's processes, and says why they end."""
+
+    WORKERS: dict[int, Any]
+    # Processes up to this age (gunicorn counts them from 1) have been told to retire.
+    _retired_age = 0
+    # What the reload under way has to give back: the graceful timeout, seconds.
+    _patience: int | None = None
+    _reloading = False
+
+    def reload(self) -> None:
+        """Start processes that go by the options as they are now, and have those of before retire."""
+        last_age = self.worker_age
+        self._reloading = True
+        try:
+            super().reload()
+        finally:
+            self._reloading = False
+            if self._patience is not None:
+                self.cfg.set("graceful_timeout", self._patience)
+                self._patience = None
+        self._retired_age = last_age
+
+    def manage_workers(self) -> None:
+        """Keep the number of processes, without those that retire."""
+        everyone = self.WORKERS
+        retired = {pid: worker for pid, worker in everyone.items() if worker.age <= self._retired_age}
+        self.WORKERS = {pid: worker for pid, worker in everyone.items() if pid not in retired}
+        try:
+            super().manage_workers()
+        finally:
+            self.WORKERS |= retired
+        for pid in retired:  # again and again: a process can lose a signal while it starts
+            self.kill_worker(pid, signal.SIGTERM)
+        if self._reloading:
+            # `Arbiter.reload` goes on to wait so long for those it has just told to end.
+            self._patience = self.cfg.graceful_timeout
+            self.cfg.set("graceful_timeout", 0)
+
+    def stop(self, graceful: bool = True) -> None:
+        """End all processes, those that retire included."""
+        hooks.shared()[1].ending = True
+        super().stop(graceful)
+
+
+class _Application(WSGIApplication):  # type: ignore[misc]
+    def run(self) -> None:
+        try:
+            Master(self).run()
+        except RuntimeError as error:
+            sys.exit(f"vllm-stack proxy: {error}")
+
+
+if __name__ == "__main__":
+    _Application("%(prog)s [OPTIONS]", prog="vllm-stack proxy").run()
