@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import time
 import xmlrpc.client
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +15,7 @@ from vllm_stack.commands.standing import Standing, ask_standings, others_open, s
 from vllm_stack.drain_order import Reason, give_order, read_order
 from vllm_stack.errors import StackError
 from vllm_stack.layout import drain_order
+from vllm_stack.user_name import user_name
 
 # Seconds between two looks; the proxy heeds an order within 0.2 s.
 LOOK_EVERY = 0.25
@@ -37,7 +36,7 @@ def drain(out: Path, words: Sequence[str], timeout: float, allow_gap: bool) -> N
         if not allow_gap:
             check_gap(stack, name)
         with writing_orders(stack):
-            give_order(drain_order(stack.layout.state, name), user(), Reason.BY_HAND)
+            give_order(drain_order(stack.layout.state, name), user_name(), Reason.BY_HAND)
         try:
             wait_drained(stack, name, timeout)
         except KeyboardInterrupt:
@@ -121,14 +120,6 @@ def writing_orders(stack: Stack) -> Iterator[None]:
     except OSError as error:
         where = stack.layout.state
         raise StackError(f"The order could not be written in {where}: {error.strerror}") from None
-
-
-def user() -> str:
-    """Name who runs this; one without an entry in the passwd file has a number."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def proxy_runs(stack: Stack) -> bool:

@@ -23,7 +23,6 @@ import psutil
 
 from vllm_stack.commands.drain import (
     check_gap,
-    user,
     wait_drained,
     wait_open,
     withdraw_order,
@@ -39,6 +38,7 @@ from vllm_stack.layout import drain_order, phase_note
 from vllm_stack.roll.changes import Rendered, obstacles
 from vllm_stack.roll.record import RollRecord, begin_or_go_on, read_roll, write_roll
 from vllm_stack.roll.warm_up import warm_up
+from vllm_stack.user_name import user_name
 from vllm_stack.worker.failure import Failure
 from vllm_stack.worker.phase import Phase, read_phase
 from vllm_stack.worker.probe import Probe
@@ -106,7 +106,7 @@ class Roll:
             _check_changes(self._stack)
         targets = {name: fingerprint_of(self._files(name)) for name in names}
         before = None if self._options.anew else read_roll(self._state_path)
-        record = begin_or_go_on(before, user(), targets)
+        record = begin_or_go_on(before, user_name(), targets)
         if record is before and record.done:
             began = time.strftime("%H:%M", time.localtime(record.began))
             click.echo(f"Going on with the roll of {began}: {', '.join(record.done)} is done")
@@ -134,12 +134,12 @@ class Roll:
         try:
             if ours:
                 with writing_orders(self._stack):
-                    give_order(path, user(), Reason.ROLL)
+                    give_order(path, user_name(), Reason.ROLL)
             wait_drained(self._stack, name, self._options.drain_timeout)
             self._restart(name)
         except Unfit as unfit:
             with writing_orders(self._stack):
-                give_order(path, user(), Reason.UNFIT, str(unfit))
+                give_order(path, user_name(), Reason.UNFIT, str(unfit))
             raise
         except BaseException:
             if ours:

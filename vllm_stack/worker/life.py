@@ -14,14 +14,13 @@ takes that for the failure it is.
 
 from __future__ import annotations
 
-import getpass
-import os
 import tempfile
 import time
 
 from vllm_stack.leftovers import MARKER
 from vllm_stack.lives import count_start
 from vllm_stack.program import STOP_SIGNALS, Order, ask_supervisord, take_signal
+from vllm_stack.user_name import user_name
 from vllm_stack.worker.autopsy import Autopsy
 from vllm_stack.worker.phase import Phase, write_phase
 from vllm_stack.worker.preparation import Preparation, empty, remove_socket
@@ -110,7 +109,7 @@ class Life:
         # variable, and where a program has changed that one an engine keeps its anonymous name.
         own = {MARKER: self._spec.title, "PWD": str(self._spec.box)}
         # Where it would be without our TMPDIR: a cache must outlive the server that fills it.
-        caches = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{_user()}"}
+        caches = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{user_name()}"}
         return own | caches | inherited | self._spec.env | secrets | own
 
     def _note_life(self) -> None:
@@ -129,11 +128,3 @@ class Life:
     def _forget_life(self) -> None:
         with self._voice.noting("the record of this life could not be removed"):
             self._spec.identity.forget_life()
-
-
-def _user() -> str:
-    """Name the user as torch does for its caches; one without an entry in the passwd file has a number."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
