@@ -115,7 +115,7 @@ def _link(state: Path, name: str) -> Path:
 
 def _point(state: Path, name: str, kept: Path) -> None:
     link = _link(state, name)
-    fresh = link.with_suffix(".new")
+    fresh = link.with_name(link.name + ".new")  # `record` has a name without the last suffix for others
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(kept.name)
     fresh.replace(link)

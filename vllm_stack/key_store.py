@@ -29,6 +29,10 @@ _MARK = (
 )
 
 
+class Unreadable(StackError):
+    """The file cannot be read now: it may be later, although nothing of it changes."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeyPaths:
     """Where the named keys are."""
@@ -61,7 +65,8 @@ def version_of(path: Path) -> Version | None:
 def read_keys(path: Path) -> tuple[KeyFile, Version]:
     """Read the file, and tell which version that was.
 
-    Raises `FileNotFoundError` if there is none, and `StackError` if others can read it, or nobody.
+    Raises `FileNotFoundError` if there is none, `Unreadable` if it cannot be read, and `StackError` if
+    others can read it, or it is damaged.
     """
     try:
         with open_regular(path) as stream:
@@ -72,7 +77,7 @@ def read_keys(path: Path) -> tuple[KeyFile, Version]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StackError(f"{path} cannot be read: {error.strerror}") from None
+        raise Unreadable(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise StackError(f"{path} is damaged: {error}") from None
 

@@ -48,8 +48,8 @@ TAKEN_ALONG = (
 _OF_INTEREST = re.compile(r"(HF|VLLM|CUDA|NCCL|TORCH|TORCHINDUCTOR|TRITON|FLASHINFER|OMP)_\w+")
 # Which GPUs there are is in the rendered files; our own options have become them.
 _RENDERED = re.compile(r"VLLM_STACK_\w+|CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER")
-# https://user:password@proxy:3128
-_HAS_CREDENTIALS = re.compile(r"//[^/]*@")
+# Those that hold a URL, such as https://user:password@proxy:3128; its scheme may be left out.
+_IS_URL = re.compile(r"HF_ENDPOINT|https?_proxy", re.IGNORECASE)
 # What systemd takes for the name of a user or a group everywhere, without a question.
 _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,30}")
 
@@ -92,7 +92,7 @@ def divide(environ: Mapping[str, str], known: Collection[str]) -> tuple[dict[str
     taken = {
         name: environ[name]
         for name in TAKEN_ALONG
-        if name in environ and name not in known and not _HAS_CREDENTIALS.search(environ[name])
+        if name in environ and name not in known and not _has_credentials(name, environ[name])
     }
     ours = {*taken, *known}
     missed = sorted(
@@ -101,6 +101,10 @@ def divide(environ: Mapping[str, str], known: Collection[str]) -> tuple[dict[str
         if name in TAKEN_ALONG or (_OF_INTEREST.fullmatch(name) and not _RENDERED.fullmatch(name))
     )
     return taken, tuple(missed)
+
+
+def _has_credentials(name: str, value: str) -> bool:
+    return "@" in value and _IS_URL.fullmatch(name) is not None
 
 
 def assignment(name: str, value: str) -> str:

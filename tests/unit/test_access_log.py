@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -138,6 +140,48 @@ def test_half_a_line_does_not_take_the_next_one_along(
     monkeypatch.undo()
     assert file.append(b'{"b": 2}\n') is None
     assert (tmp_path / "requests.jsonl").read_bytes().splitlines()[1:] == [b'{"b": 2}']
+
+
+def test_half_a_line_has_its_end_when_a_full_disk_has_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, write = _File(tmp_path / "requests.jsonl", 10**6, 1), os.write
+    room = 12
+
+    def write_what_fits(descriptor: int, data: bytes) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = write(descriptor, data[:room])
+        room -= written
+        return written
+
+    monkeypatch.setattr(os, "write", write_what_fits)
+    assert file.append(b'{"a": 1}\n{"b": 2}\n') == "the disk is full"
+    assert file.append(b'{"c": 3}\n') is not None
+    monkeypatch.undo()
+    for line in (b'{"d": 4}\n', b'{"e": 5}\n'):
+        assert file.append(line) is None
+    read = (tmp_path / "requests.jsonl").read_bytes()
+    assert read == b'{"a": 1}\n{"b\n{"d": 4}\n{"e": 5}\n'
+
+
+def test_who_comes_between_the_renaming_and_the_new_file_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, flock = tmp_path / "requests.jsonl", fcntl.flock
+    file = _File(path, 12, 2)
+    assert file.append(b"first line\n") is None
+
+    def another_was_first(descriptor: int, operation: int) -> None:
+        flock(descriptor, operation)
+        if operation == fcntl.LOCK_EX:
+            path.rename(tmp_path / "requests.jsonl.1")
+
+    monkeypatch.setattr(fcntl, "flock", another_was_first)
+    assert file.append(b"second line\n") is None
+    assert path.read_bytes() == b"second line\n"
+    assert (tmp_path / "requests.jsonl.1").read_bytes() == b"first line\n"
 
 
 def test_while_a_disk_hangs_only_so_much_waits(tmp_path: Path, lost: Lost) -> None:

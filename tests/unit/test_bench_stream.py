@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from vllm_stack.bench.caller import _refused
 from vllm_stack.bench.sample import Objective, Sample
 from vllm_stack.bench.stream import TimedStream
+from vllm_stack.bench.way import Server
 
 
 def event(text: str | None = None, finish: str | None = None, **more: Any) -> bytes:
@@ -120,3 +122,18 @@ def test_a_good_request_keeps_to_all_that_is_asked(objective: Objective, met: bo
     assert objective.is_met(whole) is met
     assert not objective.is_met(Sample("s", 0.1, 0.1, error="cut off"))
     assert Objective(per_token=0.1).is_met(Sample("s", 1.0, 1.0, output_tokens=1))
+
+
+DEEP = b'{"x": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
+
+
+def test_an_answer_that_is_nested_without_end_is_a_failure_like_another() -> None:
+    fault = read((1.0, b"data: " + DEEP + b"\n\n" + DONE)).fault()
+    assert fault is not None
+    assert fault[0] == "error in the stream"
+
+
+@pytest.mark.parametrize("body", [DEEP, b'{"error": "\xff"}', b'{"error": {"code": "\xff"}}', b"\xff"])
+def test_a_refusal_that_cannot_be_read_is_named_by_its_status(body: bytes) -> None:
+    sample = _refused(Server("worker-0", "http://x"), 500, body)
+    assert (sample.error, sample.detail) == ("500", "")

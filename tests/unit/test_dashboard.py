@@ -170,6 +170,7 @@ def test_a_log_is_asked_for_by_a_name_of_the_settings() -> None:
         "worker=worker-0&lines=\u0663",
         "worker=worker-0&lines=1e9",
         "worker=worker-0&lines=" + "9" * 900,
+        "worker=worker-0&lines=000000500999999999",
     ],
 )
 def test_no_other_log_and_no_other_number_of_lines_can_be_asked_for(query: str) -> None:

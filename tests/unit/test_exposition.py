@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -153,3 +154,27 @@ def test_samples_that_nothing_was_said_of_are_families_of_their_own() -> None:
 def test_what_prometheus_would_refuse_is_no_exposition(line: str) -> None:
     with pytest.raises(BadExposition, match="is no sample"):
         read_families(f"ok 1\n{line}\nok 2\n", {"w": "0"})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'a{b="1",b="2"} 1',
+        'a{__name__="b"} 1',
+        "a 1e999",
+        "a -1.5E400",
+        "a 1 99999999999999999999",
+        "vllm_stack_waiting 5",
+        "# TYPE vllm_stack_waiting gauge",
+    ],
+)
+def test_what_cannot_stand_beside_the_others_is_no_exposition(line: str) -> None:
+    with pytest.raises(BadExposition):
+        read_families(f"ok 1\n{line}\nok 2\n", {"w": "0"})
+
+
+def test_a_number_without_end_takes_no_longer_than_its_line() -> None:
+    begun = time.process_time()
+    with pytest.raises(BadExposition):
+        read_families("a " + "1" * 30_000 + "x", {"w": "0"})
+    assert time.process_time() - begun < 1  # 45 s if each digit is tried as the last one

@@ -172,3 +172,10 @@ def test_who_never_started_goes_by_what_is_rendered_and_has_nothing_to_adopt(
     assert kept_options(state, "worker-0") is None
     assert adopt(rendered, state, "worker-0", os.getppid())
     assert list(state.iterdir()) == []
+
+
+def test_an_order_that_is_written_meanwhile_is_not_in_the_way(state: Path, rendered: list[Path]) -> None:
+    """Records are made beside their place, too; here one was left half written."""
+    (state / "worker-0.new").write_text("{")
+    started(state, rendered, fingerprint_of(rendered))
+    assert (state / "worker-0.new").read_text() == "{"

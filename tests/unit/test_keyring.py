@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from vllm_stack import key_store
 from vllm_stack.errors import StackError
 from vllm_stack.files import File, write_files
 from vllm_stack.key_file import KeyFile, NamedKey, encode, with_added, with_rotated, without
@@ -200,6 +202,62 @@ def test_a_key_ends_when_its_time_has_come(
     monkeypatch.setattr(time, "time", lambda: real() + 7201)
     keys.look()
     assert [name_of(keys, key) for key in ("bob", "new")] == [None, "bob"]
+
+
+def test_a_head_that_passed_without_a_key_is_asked_for_one_also_when_the_first_file_is_no_good(
+    paths: KeyPaths, ring: Ring
+) -> None:
+    keys = ring()
+    epoch = keys.epoch
+    damage(paths)
+    keys.look()
+    assert keys.required
+    assert keys.epoch > epoch
+
+
+def test_what_one_process_saw_shuts_the_door_of_all(paths: KeyPaths, ring: Ring) -> None:
+    keys, another = ring(), ring()
+    epoch = keys.epoch
+    add(paths, "alice")
+    another.look()
+    paths.file.unlink()
+    keys.look()
+    assert keys.required
+    assert keys.epoch > epoch
+
+
+def test_a_file_that_could_not_be_read_for_a_moment_is_read_the_next(
+    paths: KeyPaths, ring: Ring, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(paths, "alice")
+    keys = ring()
+    revoke(paths, "alice")
+    caplog.clear()
+
+    def too_many_open(path: Path) -> object:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(key_store, "open_regular", too_many_open)
+        for _ in range(3):
+            keys.look()
+    assert ["Too many open files" in record.getMessage() for record in caplog.records] == [True]
+    keys.look()
+    assert name_of(keys, "alice") is None
+
+
+def test_a_clock_that_was_ahead_for_a_while_ends_no_key(
+    paths: KeyPaths, ring: Ring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(paths, "alice", datetime.now(UTC) + timedelta(hours=1))
+    keys = ring()
+    real = time.time
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: real() + 86400)
+        keys.look()
+        assert name_of(keys, "alice") is None
+    keys.look()
+    assert name_of(keys, "alice") == "alice"
 
 
 def test_two_keys_of_a_name_are_counted_together(paths: KeyPaths, ring: Ring, usage: KeyUsage) -> None:

@@ -8,8 +8,10 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import requests
 
 from tests.support.ports import free_ports
 from tests.support.refusal import assert_refused
@@ -166,3 +168,23 @@ def test_a_full_disk_leaves_the_keys_as_they_were(
     assert (code, out) == (1, "")
     assert "No space left" in err
     assert sorted((path, path.read_bytes()) for path in (box / "out/secrets").iterdir()) == before
+
+
+def test_the_proxy_of_this_machine_is_asked_past_the_proxies_of_the_network(
+    box: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, str]] = []
+
+    class Adapter(requests.adapters.BaseAdapter):
+        def send(self, request: Any, proxies: Any = None, **rest: Any) -> requests.Response:
+            asked.append(dict(proxies or {}))
+            raise requests.ConnectionError
+
+        def close(self) -> None:
+            pass
+
+    for name in ("http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    monkeypatch.setattr(requests.Session, "get_adapter", lambda self, url: Adapter())
+    assert run("list")[0] == 0
+    assert asked == [{}]

@@ -55,7 +55,7 @@ def test_a_request_is_said_in_words_and_kept_whole_in_json() -> None:
     assert told == {"time": "1970-01-01T00:00:01.500+00:00", "program": "requests", "request": REQUEST}
 
 
-@pytest.mark.parametrize("text", ['{"time": "2026', "[1]", ""])
+@pytest.mark.parametrize("text", ['{"time": "2026', "[1]", "", "[" * 5000])
 def test_what_is_no_request_stays_as_it_is(text: str) -> None:
     line = Line(0, "requests", text)
     assert Screen(["requests"], colours=False).show(line) == f"requests | {text}"

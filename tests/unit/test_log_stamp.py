@@ -64,6 +64,7 @@ def test_a_line_tells_its_time(line: str, when: str) -> None:
         "INFO 13-26 10:00:00 [x.py:1] no such month",
         "2099-01-01 00:00:00 what is to come was not said yet",
         "0000-00-00 00:00:00",
+        "[0001-01-01 00:00:00 +1400] no calendar begins before that",
         "  2026-11-26 10:00:00 indented, as in a list of something",
         "[2026-11-26 12:00:07 +9999] no such zone",
     ],

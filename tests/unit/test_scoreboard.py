@@ -59,6 +59,18 @@ def test_a_forked_process_counts_in_the_memory_of_its_parent() -> None:
     assert board.totals()["requests"] == 1000
 
 
+def test_those_that_retire_hear_that_there_is_no_room_for_as_many_again() -> None:
+    board = Scoreboard(processes=1, workers=1)
+    taken = []
+    while board.make_room(2):
+        assert not board.crowded
+        taken.append(board.take_row())
+    assert board.crowded
+    board.give_back(taken[0])
+    assert board.make_room(2)
+    assert not board.crowded
+
+
 def test_restarts_without_end_find_a_row_each() -> None:
     board = Scoreboard(processes=3, workers=2)
     living = [board.take_row() for _ in range(3)]

@@ -224,3 +224,13 @@ def test_a_variable_is_one_line_that_says_the_same_or_is_refused(value: str) -> 
     unescaped = re.sub(r"\\(.)", r"\1", quoted[1])
     assert "%" not in unescaped.replace("%%", "")
     assert unescaped.replace("%%", "%") == f"HF_HOME={value}"
+
+
+@pytest.mark.parametrize(
+    "value", ["http://me:word@proxy:3128", "me:word@proxy:3128", "http://me:wo/rd@proxy:3128", "me@proxy"]
+)
+def test_a_password_is_not_taken_along_however_the_url_is_written(value: str) -> None:
+    assert divide({"https_proxy": value, "PATH": "/opt/tool@2//x@y/bin"}, ()) == (
+        {"PATH": "/opt/tool@2//x@y/bin"},
+        ("https_proxy",),
+    )

@@ -118,7 +118,7 @@ def _refused(server: Server, status: int, body: bytes) -> Sample:
     """Name an error by its status and OpenAI's code, or the type where the code is the status again."""
     try:
         told = msgspec.json.decode(body, type=_Refused).error
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         told = ""
     if isinstance(told, str):
         return Sample(server.name, error=str(status), detail=_short(told))

@@ -68,7 +68,7 @@ class TimedStream:
                 continue
             try:
                 self._take(_DECODER.decode(data), now)
-            except msgspec.DecodeError:
+            except (ValueError, RecursionError):
                 self._error = self._error or "an event that is none of a completion"
 
     def _take(self, event: _Event, now: float) -> None:

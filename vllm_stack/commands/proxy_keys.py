@@ -8,6 +8,7 @@ from pathlib import Path
 
 import requests
 
+from vllm_stack.commands.admin_door import ask_admin
 from vllm_stack.commands.stack import Stack
 
 # Seconds. Every process of the proxy looks at the file once a second.
@@ -54,7 +55,7 @@ def ask_keys(stack: Stack, page: str = "/keys") -> ProxyKeys | None:
     keys have used, which takes a while to count for thousands.
     """
     try:
-        answer = requests.get(f"http://127.0.0.1:{stack.admin_port}{page}", timeout=_TIMEOUT).json()
+        answer = ask_admin(stack.admin_port, page, _TIMEOUT)
         if Path(answer["file"]) != stack.layout.named_keys:
             return None  # another stack's
         usage = {key.pop("name"): key for key in answer.get("keys", ())}

@@ -32,6 +32,7 @@ from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.commands.standing import ask_reloads, server_named
 from vllm_stack.commands.watch_workers import LOOK_EVERY, SPEAK_EVERY, failure_of, log_tail, look_at
 from vllm_stack.drain_order import Reason, give_order, read_order
+from vllm_stack.drill.interrupts import ending_once
 from vllm_stack.errors import NoStack, StackError, UsageError
 from vllm_stack.in_force import adopt, fingerprint_of, kept_options
 from vllm_stack.layout import drain_order, phase_note
@@ -70,7 +71,7 @@ class Unfit(StackError):
 def roll_stack(options: RollOptions) -> None:
     """Roll the stack; raises `NoStack`, `UsageError`, and `StackError` where the roll stopped."""
     stack = find_stack(options.out)
-    with _alone(stack):
+    with _alone(stack), ending_once():
         Roll(stack, options).run()
 
 
@@ -89,7 +90,7 @@ class Roll:
         for name in self._record.left:
             try:
                 self._roll_proxy() if name == PROXY else self._roll_worker(name)
-            except (StackError, OSError) as error:
+            except (StackError, OSError, psutil.Error) as error:
                 raise StackError(self._verdict(name, str(error))) from None
             except xmlrpc.client.Fault as fault:
                 raise StackError(self._verdict(name, f"supervisord says {fault.faultString}")) from None
@@ -101,20 +102,23 @@ class Roll:
         click.echo(f"Rolled: {', '.join(self._record.targets) or 'there was nothing to do'}")
 
     def _begin(self) -> RollRecord:
-        names = self._names()
+        before = read_roll(self._state_path)
+        names = self._names(before)
         if PROXY in names or any(self._changed(name) for name in names):
             _check_changes(self._stack)
         targets = {name: fingerprint_of(self._files(name)) for name in names}
-        before = None if self._options.anew else read_roll(self._state_path)
-        record = begin_or_go_on(before, user_name(), targets)
+        record = begin_or_go_on(None if self._options.anew else before, user_name(), targets)
         if record is before and record.done:
             began = time.strftime("%H:%M", time.localtime(record.began))
             click.echo(f"Going on with the roll of {began}: {', '.join(record.done)} is done")
         self._note(record)
         return record
 
-    def _names(self) -> tuple[str, ...]:
-        """Name what is to be restarted: as asked, or every worker, and the proxy if its options changed."""
+    def _names(self, before: RollRecord | None) -> tuple[str, ...]:
+        """Name what is to be restarted: as asked, or every worker, and the proxy if its options changed.
+
+        So it does if the roll `before` had it adopt them, and could not bring it to go by them.
+        """
         if self._options.names:
             return tuple(
                 dict.fromkeys(
@@ -122,55 +126,84 @@ class Roll:
                     for word in self._options.names
                 )
             )
-        return self._stack.worker_names + ((PROXY,) if self._changed(PROXY) else ())
+        due = self._changed(PROXY) or (before is not None and PROXY in before.left)
+        return self._stack.worker_names + ((PROXY,) if due else ())
 
     def _roll_worker(self, name: str) -> None:
         path = drain_order(self._state, name)
-        order = read_order(path)
-        # What was ordered by hand stays: it is restarted, and gets nothing after as before.
-        ours = order is None or order.reason is not Reason.BY_HAND
-        if ours and not self._options.allow_gap:
+        by_hand = _is_by_hand(path)
+        if not by_hand and not self._options.allow_gap:
             check_gap(self._stack, name)
         try:
-            if ours:
+            if not by_hand:
                 with writing_orders(self._stack):
                     give_order(path, user_name(), Reason.ROLL)
             wait_drained(self._stack, name, self._options.drain_timeout)
             self._restart(name)
         except Unfit as unfit:
-            with writing_orders(self._stack):
-                give_order(path, user_name(), Reason.UNFIT, str(unfit))
+            if not _is_by_hand(path):
+                with writing_orders(self._stack):
+                    give_order(path, user_name(), Reason.UNFIT, str(unfit))
             raise
         except BaseException:
-            if ours:
-                withdraw_order(self._stack, name)
+            self._take_back(name)
             raise
-        if not ours:
+        if not self._take_back(name):
             click.echo(f"{name} is ready, and stays drained: that was ordered by hand")
-            return
-        withdraw_order(self._stack, name)
-        if not wait_open(self._stack, name, _READMISSION):
+        elif not wait_open(self._stack, name, _READMISSION):
             raise StackError(f"{name} is ready, but the proxy does not send to it")
+
+    def _take_back(self, name: str) -> bool:
+        """Take the order of the roll back; False for one by hand, before or meanwhile: it stays."""
+        if _is_by_hand(drain_order(self._state, name)):
+            return False
+        withdraw_order(self._stack, name)
+        return True
 
     def _restart(self, name: str) -> None:
         """Stop it, have it adopt its new options, start it, and wait until it is fit to serve."""
+        self._check_target(name)
         failure, note = failure_of(self._stack, name), read_phase(phase_note(self._state, name))
-        supervisor, program = self._stack.supervisor, f"workers:{name}"
+        program = f"workers:{name}"
         click.echo(f"        {name}  stopping")
         try:
             with suppress(xmlrpc.client.Fault):  # it does not run
-                supervisor.call("stopProcess", program, False)
+                self._stack.supervisor.call("stopProcess", program, False)
             self._wait_stopped(program)
             adopt(self._files(name), self._state, name, self._supervisord)
         finally:  # whatever happens to us: a stopped worker must not stay so
-            with suppress(xmlrpc.client.Fault):  # it runs
-                supervisor.call("startProcess", program, False)
+            try:
+                self._start(program)
+            except KeyboardInterrupt:  # which comes but once (`ending_once`)
+                self._start(program)
+                raise
         self._wait_ready(name, failure, note.since if note is not None else 0.0)
         key = self._stack.layout.internal_key.read_text("utf-8").strip()
         model = self._stack.model_of(name)
         trouble = warm_up(self._stack.workers[name], key, model, self._options.timeout)
         if trouble is not None:
             raise Unfit(f"{name} is ready, but {trouble}; it gets no requests (`vllm-stack readmit {name}`)")
+
+    def _check_target(self, name: str) -> None:
+        """Raise `StackError` if it would get other options than the roll began with: nobody checked them."""
+        if self._fingerprint(name) != self._record.targets[name]:
+            raise StackError("something else was rendered since the roll began, and another roll brings it")
+
+    def _start(self, program: str) -> None:
+        """Start a program, as soon as it has stopped: supervisord takes an earlier word and does nothing."""
+        end = time.monotonic() + self._stack.stop_seconds
+        while time.monotonic() < end:
+            try:
+                self._stack.supervisor.call("startProcess", program, False)
+                info = self._stack.supervisor.call("getProcessInfo", program)
+                if info["statename"] not in ("STOPPING", *_GONE):
+                    return
+            except xmlrpc.client.Fault:  # it runs, or supervisord itself stops
+                return
+            except OSError:
+                if not self._stack.supervisord_runs():
+                    return
+            time.sleep(0.1)
 
     def _wait_stopped(self, program: str) -> None:
         end = time.monotonic() + self._stack.stop_seconds
@@ -209,6 +242,7 @@ class Roll:
         before = ask_reloads(self._stack)
         if before is None:
             raise StackError("the proxy does not answer")
+        self._check_target(PROXY)
         adopt(self._files(PROXY), self._state, PROXY, self._supervisord)
         self._stack.supervisor.call("signalProcess", PROXY, "HUP")
         click.echo("        proxy  reloading")
@@ -230,10 +264,16 @@ class Roll:
 
     def _changed(self, name: str) -> bool:
         kept = kept_options(self._state, name)
-        files = self._files(name)
-        return kept is not None and fingerprint_of(files) != fingerprint_of(
-            kept / file.name for file in files
+        return kept is not None and self._fingerprint(name) != fingerprint_of(
+            kept / file.name for file in self._files(name)
         )
+
+    def _fingerprint(self, name: str) -> str | None:
+        """Give the short name of its rendered options; None for one that was rendered away."""
+        try:
+            return fingerprint_of(self._files(name))
+        except FileNotFoundError:
+            return None
 
     @property
     def _state_path(self) -> Path:
@@ -272,6 +312,11 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise StackError(f"{path} cannot be read: {error}") from None
+
+
+def _is_by_hand(path: Path) -> bool:
+    order = read_order(path)
+    return order is not None and order.reason is Reason.BY_HAND
 
 
 def _worker_named(stack: Stack, word: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import requests
 
+from vllm_stack.commands.admin_door import ask_admin
 from vllm_stack.commands.stack import Stack
 from vllm_stack.errors import UsageError
 
@@ -51,7 +52,7 @@ def ask_reloads(stack: Stack) -> tuple[int, str | None] | None:
 
 def _ask(stack: Stack, timeout: float) -> dict[str, Any]:
     try:
-        answer = requests.get(f"http://127.0.0.1:{stack.admin_port}/workers", timeout=timeout).json()
+        answer = ask_admin(stack.admin_port, "/workers", timeout)
     except (requests.RequestException, ValueError):
         return {}
     return answer if isinstance(answer, dict) else {}

@@ -13,7 +13,7 @@ def request_of(text: str) -> dict[str, Any] | None:
     """Read a line; None if it is no JSON object, as a line that a killed proxy did not end."""
     try:
         told = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return told if isinstance(told, dict) else None
 

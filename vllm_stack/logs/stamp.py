@@ -44,7 +44,7 @@ def stamp(line: str, by: float) -> float | None:
         whole = _in_its_year(int(month), int(day), clock, int(by) // 60)
     else:
         return None
-    if whole is None or whole > by + _AHEAD.total_seconds():
+    if whole is None or not 0 <= whole <= by + _AHEAD.total_seconds():
         return None
     return whole + float(f"0.{fraction}") if fraction else whole
 

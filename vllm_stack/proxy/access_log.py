@@ -114,6 +114,8 @@ class _File:
         self._most = most
         self._backups = backups
         self._descriptor: int | None = None
+        # The last of our lines has no end.
+        self._torn = False
 
     def append(self, data: bytes) -> str | None:
         """Append it in one piece; gives what is wrong if that cannot be."""
@@ -122,9 +124,11 @@ class _File:
             if os.fstat(descriptor).st_size + len(data) > self._most:
                 self._rotate(descriptor)
                 descriptor = self._opened()
+            if self._torn:  # half a line must not take the next one along
+                data = b"\n" + data
             written = os.write(descriptor, data)
-            if written < len(data):  # the disk is full: half a line must not take the next one along
-                os.write(descriptor, b"\n")
+            self._torn = data[:written][-1:] != b"\n"
+            if written < len(data):
                 return "the disk is full"
         except OSError as error:
             return f"{self._path}: {error.strerror}"
@@ -140,20 +144,25 @@ class _File:
             self._descriptor = None
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(self._path, flags, 0o600)
+        self._torn = False
         return self._descriptor
 
     def _rotate(self, full: int) -> None:
         """Rename the full file, unless another process has done so; the lock is on the file itself."""
         fcntl.flock(full, fcntl.LOCK_EX)
         try:
-            if os.stat(self._path).st_ino != os.fstat(full).st_ino or os.fstat(full).st_size == 0:
-                return
-            names = [self._path, *(self._backup(number) for number in range(1, self._backups + 1))]
-            for older, newer in reversed(list(zip(names[1:], names, strict=False))):
-                with suppress(FileNotFoundError):
-                    newer.replace(older)
+            # Whoever was first may not have made the new file yet: then nothing has the name.
+            with suppress(FileNotFoundError):
+                if os.stat(self._path).st_ino == os.fstat(full).st_ino and os.fstat(full).st_size:
+                    self._rename()
         finally:
             fcntl.flock(full, fcntl.LOCK_UN)
+
+    def _rename(self) -> None:
+        names = [self._path, *(self._backup(number) for number in range(1, self._backups + 1))]
+        for older, newer in reversed(list(zip(names[1:], names, strict=False))):
+            with suppress(FileNotFoundError):
+                newer.replace(older)
 
     def _backup(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")

@@ -7,6 +7,7 @@ door goes through the stock path.
 
 from __future__ import annotations
 
+import logging
 import resource
 import socket as stdlib_socket
 from typing import Any
@@ -20,6 +21,8 @@ from vllm_stack.proxy.client import Client
 from vllm_stack.proxy.door import Door
 from vllm_stack.proxy.tls import accept_tls
 
+# How `gunicorn.workers.base.Worker.handle_error` begins.
+_INVALID = "Invalid request from ip="
 # Seconds that a process retires at most; what is open then is cut.
 RETIREMENT = 3600
 
@@ -32,6 +35,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
     def init_process(self) -> None:
         """Set the process up after the fork, then serve until told to stop."""
         _raise_file_limit()
+        logging.getLogger("gunicorn.error").addFilter(_unquoted)
         super().init_process()
 
     def run(self) -> None:
@@ -42,6 +46,7 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         self.door = Door(settings, board, board.row(self.scoreboard_row), key_row)
         admin.attach(self.door, hooks.reloads())
         self.door.open()
+        self.door.row.serve()
         try:
             super().run()
         finally:
@@ -72,6 +77,13 @@ class ProxyWorker(GeventWorker):  # type: ignore[misc]  # gunicorn has no types
         else:
             self.cfg.set("graceful_timeout", RETIREMENT)
             self.door.retire(RETIREMENT)
+
+
+def _unquoted(record: logging.LogRecord) -> bool:
+    """Leave out what gunicorn could not read at the admin door: it would quote it, were it a key."""
+    if isinstance(record.msg, str) and record.msg.startswith(_INVALID):
+        record.msg = record.msg.partition(": ")[0]
+    return True
 
 
 def _raise_file_limit() -> None:

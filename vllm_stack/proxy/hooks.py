@@ -105,7 +105,7 @@ def on_reload(arbiter: Any) -> None:
     settings = before
     try:
         settings = _reshaped(before, read_settings(Path(os.environ[SETTINGS_VARIABLE])))
-    except (StackError, OSError, ValueError, KeyError) as error:
+    except (StackError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         troubles.append(f"The settings of before stay in use: {error or repr(error)}")
     try:
         _tls = server_context(settings.tls) if settings.tls else None

@@ -17,7 +17,7 @@ import gevent
 
 from vllm_stack.errors import StackError
 from vllm_stack.key_file import KeyFile, NamedKey
-from vllm_stack.key_store import Version, read_keys, version_of
+from vllm_stack.key_store import Unreadable, Version, read_keys, version_of
 from vllm_stack.proxy.caller import Caller
 from vllm_stack.proxy.key_usage import NO_FILE, KeyRow, KeyUsage, rendered_slot
 from vllm_stack.proxy.settings import KeySettings
@@ -47,12 +47,16 @@ class Keyring:
         self._log = log
         # A file that should be there and is not is news.
         self._version: Version | None = () if settings.named.in_use else None
-        # When the next of them comes to its end.
+        # What was wrong with it the last time.
+        self._trouble = ""
+        # When the next of them comes to its end, and when we saw which have (Unix times).
         self._next_end: float | None = None
+        self._dropped = 0.0
         self._rendered = [
             _Held(digest, Caller(row, f"key-{number + 1}", rendered_slot(number)), None)
             for number, digest in enumerate(settings.rendered)
         ]
+        self._all: tuple[_Held, ...] = ()
         self._held: dict[bytes, _Held] = {}
         self._hold(KeyFile())
         self.look()
@@ -91,7 +95,11 @@ class Keyring:
         if version != self._version:
             self._version = version
             self._take()
-        if self._next_end is not None and time.time() >= self._next_end:
+        if self._row.closed and not self.required:  # another process saw a key before it was gone
+            self._close()
+        now = time.time()
+        # A clock that was ahead had ended keys that hold.
+        if now < self._dropped or (self._next_end is not None and now >= self._next_end):
             self._drop_ended()
 
     def _take(self) -> None:
@@ -99,9 +107,13 @@ class Keyring:
             file, self._version = read_keys(self.file)
         except FileNotFoundError:
             self._keep(f"{self.file} is gone")
+        except Unreadable as error:
+            self._version = ()  # it is there all the same, and may say that a key was revoked: try again
+            self._keep(str(error))
         except StackError as error:
             self._keep(str(error))
         else:
+            self._trouble = ""
             if not self.required:
                 self._log.warning("A named key was made: from now on the door asks for one")
             self._close()
@@ -114,15 +126,20 @@ class Keyring:
         # Who has never read the file has none of its keys; what the master read when it started may
         # have been revoked since.
         self._close()
+        if trouble == self._trouble:
+            return
+        self._trouble = trouble
         before = "those it named before hold" if self.generation != NO_FILE else "no named key holds"
         self._log.error("%s: %s", trouble, before)
 
     def _close(self) -> None:
         """Ask for keys from now on, in this process and in those to come."""
+        if not self.required:
+            self.epoch += 1  # heads that passed had no key
         self.required = self._row.closed = True
 
     def _hold(self, file: KeyFile) -> None:
-        self._held = {held.digest: held for held in (*self._rendered, *self._named(file))}
+        self._all = (*self._rendered, *self._named(file))
         self._drop_ended()
 
     def _named(self, file: KeyFile) -> Iterator[_Held]:
@@ -132,10 +149,8 @@ class Keyring:
                 yield _Held(digest, caller, until)
 
     def _drop_ended(self) -> None:
-        now = time.time()
-        self._held = {
-            digest: held for digest, held in self._held.items() if held.until is None or held.until > now
-        }
+        now = self._dropped = time.time()
+        self._held = {held.digest: held for held in self._all if held.until is None or held.until > now}
         self._next_end = min(
             (held.until for held in self._held.values() if held.until is not None), default=None
         )

@@ -2,7 +2,8 @@
 
 Stock gunicorn ends the processes of before a reload like those of a shutdown: what is open after the
 graceful timeout is cut, the master heeds nothing until then, and as long as they live they count as
-processes that need not be started. Here they retire: they end when their clients do, and are not counted.
+processes that need not be started. Here they go on until their successors serve. Then they retire: they end
+when their clients do. They are not counted.
 """
 
 from __future__ import annotations
@@ -21,14 +22,24 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     """Starts the proxy's processes, and says why they end."""
 
     WORKERS: dict[int, Any]
-    # Processes up to this age (gunicorn counts them from 1) have been told to retire.
-    _retired_age = 0
+    # Processes up to this age (gunicorn counts them from 1) are of before the last reload.
+    _old_age = 0
     # What the reload under way has to give back: the graceful timeout, seconds.
     _patience: int | None = None
     _reloading = False
+    # Was told to reload, and waits for room.
+    _postponed = False
 
     def reload(self) -> None:
-        """Start processes that go by the options as they are now, and have those of before retire."""
+        """Start processes that go by the options as they are now, and have those of before retire.
+
+        Not before there is room for them: else nobody would serve until the oldest have gone.
+        """
+        waited, self._postponed = self._postponed, not hooks.shared()[1].make_room(self.cfg.workers)
+        if self._postponed:
+            if not waited:
+                self.log.warning("The reload waits until processes that retire have made room")
+            return
         last_age = self.worker_age
         self._reloading = True
         try:
@@ -38,23 +49,33 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             if self._patience is not None:
                 self.cfg.set("graceful_timeout", self._patience)
                 self._patience = None
-        self._retired_age = last_age
+        self._old_age = last_age
 
     def manage_workers(self) -> None:
-        """Keep the number of processes, without those that retire."""
-        everyone = self.WORKERS
-        retired = {pid: worker for pid, worker in everyone.items() if worker.age <= self._retired_age}
-        self.WORKERS = {pid: worker for pid, worker in everyone.items() if pid not in retired}
-        try:
-            super().manage_workers()
-        finally:
-            self.WORKERS |= retired
-        for pid in retired:  # again and again: a process can lose a signal while it starts
-            self.kill_worker(pid, signal.SIGTERM)
+        """Keep the number of processes, without those of before a reload, and have these retire in time."""
         if self._reloading:
-            # `Arbiter.reload` goes on to wait so long for those it has just told to end.
+            # `Arbiter.reload` goes on to wait so long for those that it thinks it has told to end.
             self._patience = self.cfg.graceful_timeout
             self.cfg.set("graceful_timeout", 0)
+            return
+        if self._postponed:
+            self.reload()
+        everyone = self.WORKERS
+        old = {pid: worker for pid, worker in everyone.items() if worker.age <= self._old_age}
+        self.WORKERS = {pid: worker for pid, worker in everyone.items() if pid not in old}
+        try:
+            super().manage_workers()
+            succeeded = self._all_serve()
+        finally:
+            self.WORKERS |= old
+        if succeeded:
+            for pid in old:  # again and again: a process can lose a signal while it starts
+                self.kill_worker(pid, signal.SIGTERM)
+
+    def _all_serve(self) -> bool:
+        board = hooks.shared()[1]
+        serving = [board.serves(worker.scoreboard_row) for worker in self.WORKERS.values()]
+        return len(serving) >= self.num_workers and all(serving)
 
     def stop(self, graceful: bool = True) -> None:
         """End all processes, those that retire included."""

@@ -51,13 +51,18 @@ class Row:
         self.leases = cells[:workers]
         # Whether it sends requests to a worker.
         self.open = cells[workers : 2 * workers]
+        self._serves = cells[2 * workers : 2 * workers + 1]
         # What it has counted, by place in `TOTALS`.
-        self.totals = cells[2 * workers :]
+        self.totals = cells[2 * workers + 1 :]
         self.turn = turn
         self.tally = tally
 
     def count(self, total: int) -> None:
         self.totals[total] += 1
+
+    def serve(self) -> None:
+        """Tell the master that this process takes connections from now on."""
+        self._serves[0] = 1
 
 
 class Scoreboard:
@@ -71,7 +76,7 @@ class Scoreboard:
         self._rows = 4 * processes + 5
         self._workers = workers
         # Of what a row is now; the rest are totals.
-        self._now = 2 * workers
+        self._now = 2 * workers + 1
         self._width = self._now + len(TOTALS)
         size = self._rows * self._width
         self._memory = mmap.mmap(-1, (size + _MASTERS) * _CELL)
@@ -98,6 +103,16 @@ class Scoreboard:
             self._taken.add(row)
             self._told[_HIGHEST] = max(self._told[_HIGHEST], row)
         return row
+
+    def make_room(self, processes: int) -> bool:
+        """Tell whether so many more find a row (master only); if not, those that retire must go now."""
+        room = len(self._taken) + processes < self._rows
+        self._told[_CROWDED] = not room
+        return room
+
+    def serves(self, row: int | None) -> bool:
+        """Tell whether the process of this row takes connections."""
+        return row is not None and bool(self._cells[row * self._width + self._now - 1])
 
     @property
     def ending(self) -> bool:

@@ -10,8 +10,10 @@ import http.client
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gevent
+import gevent.socket
 
 from vllm_stack.local_http import LocalConnection
 from vllm_stack.proxy.backends import Backend
@@ -20,7 +22,8 @@ from vllm_stack.proxy.backends import Backend
 PATIENCE = 2.0
 # Seconds for which an answer is good for everybody.
 FRESH = 1.0
-_MOST = 16 * 1024 * 1024  # bytes; vLLM prints some 150 kB
+# Bytes. vLLM prints some 150 kB for each engine; all that they are read, no stream goes on.
+_MOST = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +70,15 @@ class WorkerMetrics:
             self._last[worker.index] = Scrape(time.monotonic(), text)
         except TimeoutError:
             pass  # it hangs, or is busy: what it said before may do
-        except (OSError, http.client.HTTPException):
+        except (OSError, http.client.HTTPException, ValueError):  # http.client takes a chunk of -5 bytes
             self._last.pop(worker.index, None)
         finally:
             del self._asking[worker.index]
 
 
 def _get_metrics(worker: Backend) -> bytes:
-    """Get them over a connection of their own; raises `OSError` or `HTTPException`.
-
-    The standard library's sockets are gevent's here: gunicorn's worker has them replaced.
-    """
-    connection = LocalConnection(worker.address, PATIENCE)
+    """Get them over a connection of their own; raises `OSError`, `HTTPException` or `ValueError`."""
+    connection = _Connection(worker.address, PATIENCE)
     try:
         connection.request("GET", "/metrics")
         answer = connection.getresponse()
@@ -90,3 +90,18 @@ def _get_metrics(worker: Backend) -> bytes:
         return text
     finally:
         connection.close()
+
+
+class _Socket(gevent.socket.socket):
+    """Lets others have their turn before every read: gevent does not while there is more to be had."""
+
+    def recv_into(self, *args: Any) -> int:
+        gevent.sleep(0)
+        return super().recv_into(*args)
+
+
+class _Connection(LocalConnection):
+    def connect(self) -> None:
+        self.sock = _Socket(self._address.family, gevent.socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._address.sockaddr)

@@ -534,6 +534,7 @@ def test_a_reload_keeps_the_line_and_its_order(new_stack: MakeStack, wires: Exit
     holder.reset()
     assert [wire.answer().status for wire in [*line, *new]] == [200] * 10
     assert numbers(stack) == list(range(10))
+    wires.close()  # they are kept, and hold the old processes
     until(lambda: not set(stack.processes()) & before, 10, "the old processes have ended")
     assert stack.workers[0].state()["most_in_flight"] == 1
     assert stack.ask(request(body=SHORT)).status == 200

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from tests.integration.proxy.harness import CHAT, KEY, Answer, Stack, Wire, chat, get_json, request
+from tests.support.polling import until
 
 MakeStack = Callable[..., Stack]
 
@@ -204,6 +205,16 @@ def test_the_admin_door_is_read_only_and_on_this_machine(stack: Stack) -> None:
         answer = wire.send(b"POST /workers HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
         assert b"405" in answer.sock.recv(4096)
     assert KEY not in str(stack.admin())
+
+
+def test_what_the_admin_door_cannot_read_is_quoted_nowhere(stack: Stack) -> None:
+    """gunicorn would write it into its log."""
+    for line in (b"Authorization Bearer what-nobody-sees", b"Transfer-Encoding: what-nobody-sees"):
+        with Wire(stack.admin_port) as wire:
+            wire.send(b"GET /workers HTTP/1.1\r\nHost: localhost\r\n%b\r\n\r\n" % line)
+            assert wire.sock.recv(64)
+    until(lambda: stack.log.read_text().count("Invalid request from ip=127.0.0.1\n") == 2, 5, "it was noted")
+    assert "what-nobody-sees" not in stack.log.read_text()
 
 
 # ------------------------------------------------------------------ the openai client

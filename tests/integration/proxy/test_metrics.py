@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -248,3 +249,60 @@ def test_what_is_wrong_with_a_worker_s_metrics_is_logged_once(
 
     until(asked_again, 10, "it was asked again")
     assert stack.log.read_text().count(said) == 1
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [b"HTTP/1.1 100 Continue\r\n\r\n", b"1\r\na\r\n"],
+    ids=["interim answers", "chunks of a byte"],
+)
+def test_a_worker_that_never_comes_to_an_end_keeps_nobody_from_being_served(
+    scripted: tuple[Stack, list[ScriptedWorker]], flood: bytes
+) -> None:
+    stack, (bad, _) = scripted
+    begun = threading.Event()
+
+    def play(sock: socket.socket, data: bytes) -> bool:
+        if flood.startswith(b"1"):
+            sock.sendall(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            begun.set()
+            sock.sendall(flood * 5000)
+        return False
+
+    bad.play = play
+
+    def scrape_it() -> Told:
+        while True:  # it may have been asked just before, and then is not asked again at once
+            told = scrape(stack)
+            if begun.is_set():
+                return told
+
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(scrape_it)
+        assert begun.wait(5)
+        since = time.monotonic()
+        assert stack.ask(request("GET", "/livez")).status == 200
+        assert told.result(PATIENCE).value("vllm_stack_worker_scrape_up", worker="worker-0") == 0
+        assert time.monotonic() - since < PATIENCE - 1, "nobody waited for its end"
+
+
+def test_a_chunk_of_a_negative_size_is_no_bug_of_ours(
+    scripted: tuple[Stack, list[ScriptedWorker]],
+) -> None:
+    stack, (bad, _) = scripted
+    head = b"HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+
+    def play(sock: socket.socket, data: bytes) -> bool:
+        sock.sendall(head + b"-5\r\na 1\n\r\n")
+        return False
+
+    bad.play = play
+
+    def asked() -> bool:
+        told = scrape(stack)
+        return bool(bad.requests) and told.values("vllm_stack_worker_scrape_up")[0] == 0
+
+    until(asked, 10, "it was asked")
+    stack.check_log()

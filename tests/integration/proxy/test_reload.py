@@ -140,13 +140,15 @@ def test_new_settings_hold_after_a_reload(stack: Stack) -> None:
     assert stack.ask(request(body=chat(tokens=1))).status == 200
 
 
-@pytest.mark.parametrize("damage", ["another shape", "no JSON", "a key is missing"])
+@pytest.mark.parametrize("damage", ["another shape", "no JSON", "no object", "a key is missing"])
 def test_settings_that_cannot_be_taken_change_nothing(stack: Stack, damage: str) -> None:
     path = stack.out / "proxy.json"
     if damage == "another shape":
         edit_settings(stack, processes=2)
     elif damage == "no JSON":
         path.write_text("{")
+    elif damage == "no object":
+        path.write_text("[]")
     else:
         path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "policy"}))
     stack.proxy.send_signal(signal.SIGHUP)

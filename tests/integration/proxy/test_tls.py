@@ -277,6 +277,15 @@ def test_a_stop_hangs_up_on_idle_clients_and_lets_streams_end(tmp_path: Path, fi
         assert stack.proxy.wait(5) == 0
 
 
+def accepts(pid: int, port: int) -> bool:
+    """Tell whether a process listens; one that is gone does not."""
+    try:
+        connections = psutil.Process(pid).net_connections("tcp")
+    except psutil.NoSuchProcess:
+        return False
+    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
+
+
 def test_a_hup_takes_a_renewed_certificate_cuts_no_answer_and_survives_a_bad_one(tmp_path: Path) -> None:
     old = make_certificate(tmp_path)
     with Stack(tmp_path / "stack", **old.options) as stack:
@@ -288,7 +297,9 @@ def test_a_hup_takes_a_renewed_certificate_cuts_no_answer_and_survives_a_bad_one
             new = make_certificate(tmp_path)
             stack.proxy.send_signal(signal.SIGHUP)
             stack.tls = new.client
+            (old,) = stack.processes()[:1]
             until(lambda: stack.wire().__exit__() is None, 5, "the new one is shown")
+            until(lambda: not accepts(old, stack.port), 10, "the old process takes no connections")
             assert None not in list(busy.chunks())
         new.certificate.write_text("half a certi")
         stack.proxy.send_signal(signal.SIGHUP)

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.integration.conftest import BIN, CHAT, Play, Scenario, Stack, StackFactory, ask, chat
 from tests.support.polling import until
-from vllm_stack.drain_order import Reason, read_order
+from vllm_stack.drain_order import Reason, give_order, read_order
 from vllm_stack.layout import drain_order
 
 
@@ -162,6 +162,8 @@ def what_a_roll_cannot_change_is_refused_before_anything_is_touched(stack: Stack
     assert refused.returncode == 1
     assert "the servers: worker-0, worker-1 -> worker-0" in refused.stderr
     assert "vllm-stack down, then up" in refused.stderr
+    named = one.vllm_stack("roll", "worker-1")
+    assert "the servers: worker-0, worker-1 -> worker-0" in named.stderr
     assert [one.tree(worker) for worker in (0, 1)] == before
 
 
@@ -228,6 +230,53 @@ def ctrl_c_takes_a_worker_back_that_only_drained(stack: StackFactory) -> None:
         assert {stream.result()[0] for stream in streams} == {200}
     assert one.tree(0) == before
     assert served_by(one) == {"worker-0", "worker-1"}
+
+
+def ctrl_c_starts_a_worker_again_that_was_just_stopping(stack: StackFactory) -> None:
+    """supervisord starts nothing that has not stopped yet; and people press it twice."""
+    one = stack(workers=2).up()
+    verb = begin(one)
+    until(lambda: one.state("worker-0") == "STOPPING", 20, "worker-0 is told to stop")
+    for _ in range(2):
+        verb.send_signal(signal.SIGINT)
+    assert verb.wait(20) == 130
+    assert one.state("worker-0") in ("STARTING", "RUNNING")
+    assert order(one, "worker-0") is None
+
+
+def what_others_do_beside_a_roll_is_heeded(stack: StackFactory) -> None:
+    """A render changes what is to come, and an order by hand is nobody else's to take back."""
+    one = stack(workers=3).up()
+    assert one.render(revision="v2") == 0
+    one.set_fake(LOAD_SECONDS=1.5)
+    verb = begin(one)
+    until(lambda: one.state("worker-0") == "STARTING", 20, "worker-0 loads")
+    give_order(drain_order(one.layout.state, "worker-0"), "somebody", Reason.BY_HAND)
+    assert one.render(revision="v3", max_body="1") == 0
+    assert verb.wait(60) == 1
+    told = (one.home / "roll.out").read_text()
+    assert "worker-0 is ready, and stays drained" in told
+    assert "The roll stopped at worker-1: something else was rendered" in told
+    assert [order(one, name) for name in one.names] == [Reason.BY_HAND, None, None]
+    assert one.vllm_stack("readmit", "0").returncode == 0
+    rolled = one.vllm_stack("roll")
+    assert rolled.stdout.splitlines()[-1] == "Rolled: worker-0, worker-1, worker-2, proxy", rolled
+    assert [revision(one, worker) for worker in (0, 1, 2)] == ["v3", "v3", "v3"]
+
+
+def a_reload_that_failed_is_made_up_for_by_the_next_roll(stack: StackFactory) -> None:
+    one = stack(workers=2).up()
+    assert one.render(max_body="1") == 0
+    key = one.layout.internal_key
+    aside = key.rename(key.with_suffix(".aside"))
+    stopped = one.vllm_stack("roll", "proxy")
+    assert stopped.returncode == 1
+    assert "The roll stopped at proxy: The settings of before stay in use" in stopped.stderr
+    aside.rename(key)
+    rolled = one.vllm_stack("roll")
+    assert rolled.stdout.splitlines()[-1] == "Rolled: worker-0, worker-1, proxy", rolled
+    large = {**chat(), "user": "x" * 2**20}
+    until(lambda: ask(one.door, "POST", CHAT, large)[0] == 413, 5, "the new limit holds")
 
 
 # ------------------------------------------------------------------ by hand

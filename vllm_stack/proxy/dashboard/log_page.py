@@ -24,7 +24,7 @@ def asked_log(query: str, logs: Mapping[str, Path]) -> tuple[Path, int]:
     if path is None:
         raise UnknownLog(f"say worker= and one of {', '.join(logs)}")
     count = fields.get("lines", [str(DEFAULT)])[-1]
-    if not count.isascii() or not count.isdecimal() or not 1 <= int(count[:9]) <= MOST:
+    if not count.isascii() or not count.isdecimal() or not 1 <= int(count) <= MOST:
         raise UnknownLog(f"lines= takes a number from 1 to {MOST}")
     return path, int(count)
 
