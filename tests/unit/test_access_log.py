@@ -7,12 +7,12 @@ import fcntl
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gevent
 import pytest
 
-from vllm_stack.proxy.access_log import AccessLog, _File
+from vllm_stack.proxy.access_log import AccessLog, Kind, _File
 
 
 class Lost:
@@ -34,13 +34,19 @@ def log_at(path: Path, lost: Lost, most: int = 10**6, backups: int = 2) -> Acces
     return AccessLog(path, most, backups, lost)
 
 
+KIND = {
+    "key": "alice", "method": "POST", "route": "/v1/chat/completions", "model": "m", "worker": "worker-0",
+    "status": 200, "end": "whole",
+}  # fmt: skip
+
+
 def add(log: AccessLog, **changed: Any) -> None:
+    kind = {name: changed.pop(name, value) for name, value in KIND.items()}
     usual: dict[str, Any] = {
-        "began": 1_700_000_000.25, "request_id": b"id-1", "key": "alice", "method": b"POST",
-        "route": "/v1/chat/completions", "model": "m", "server": "worker-0", "status": 200, "end": "whole",
-        "bytes_in": 10, "bytes_out": 20, "first_byte": 0.0124, "duration": 1.5, "retries": 0,
+        "began": 1_700_000_000.25, "request_id": b"id-1", "bytes_in": 10, "bytes_out": 20,
+        "first_byte": 0.0124, "duration": 1.5, "retries": 0,
     }  # fmt: skip
-    log.add(**(usual | changed))
+    log.add(**(usual | changed), kind=cast("Kind", tuple(kind.values())))
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -50,7 +56,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_a_line_says_all_there_is_to_say_and_nothing_of_what_was_asked(tmp_path: Path, lost: Lost) -> None:
     log = log_at(tmp_path / "requests.jsonl", lost)
     add(log)
-    add(log, key=None, model='a "model"\n', server=None, first_byte=None, status=503, retries=1)
+    add(log, key=None, model='a "model"\n', worker=None, first_byte=None, status=503, retries=1)
     log.flush()
     whole, refused = lines(tmp_path / "requests.jsonl")
     assert whole == {

@@ -26,6 +26,17 @@ INTERVAL = 0.5
 _MOST_WAITING = 4 * 1024 * 1024
 
 
+# The key's name, method, route, model, worker, status, and how the answer ended.
+Kind = tuple[str | None, str, str, str | None, str | None, int, str]
+_FIELDS = ("key", "method", "route", "model", "worker", "status", "end")
+_LINE = (
+    b'{"time":"%b.%03dZ","id":"%b",%b,"bytes_in":%d,"bytes_out":%d,"first_byte_ms":%b,"duration_ms":%.1f,'
+    b'"retries":%d}\n'
+)
+# Of those the written form is kept.
+_MOST_KINDS = 4096
+
+
 class AccessLog:
     """The lines of one process."""
 
@@ -39,20 +50,14 @@ class AccessLog:
         self._lines: list[bytes] = []
         self._size = 0
         self._said = False
-        self._second, self._stamp = 0, ""
-        self._quoted: dict[str | None, str] = {None: "null"}
+        self._second, self._stamp = 0, b""
+        self._written: dict[Kind, bytes] = {}
 
     def add(
         self,
         began: float,
         request_id: bytes,
-        key: str | None,
-        method: bytes,
-        route: str,
-        model: str | None,
-        server: str | None,
-        status: int,
-        end: str,
+        kind: Kind,
         bytes_in: int,
         bytes_out: int,
         first_byte: float | None,
@@ -65,18 +70,29 @@ class AccessLog:
             return
         second = int(began)
         if second != self._second:
-            self._second, self._stamp = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        first = "null" if first_byte is None else f"{first_byte * 1000:.1f}"
-        quote = self._quote
-        line = (
-            f'{{"time":"{self._stamp}.{int((began - second) * 1000):03d}Z","id":"{request_id.decode()}",'
-            f'"key":{quote(key)},"method":"{method.decode()}","route":"{route}","model":{quote(model)},'
-            f'"worker":{quote(server)},"status":{status},"end":"{end}","bytes_in":{bytes_in},'
-            f'"bytes_out":{bytes_out},"first_byte_ms":{first},"duration_ms":{duration * 1000:.1f},'
-            f'"retries":{retries}}}\n'
-        ).encode()
+            self._second = second
+            self._stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        line = _LINE % (
+            self._stamp,
+            int((began - second) * 1000),
+            request_id,
+            self._written.get(kind) or self._write(kind),
+            bytes_in,
+            bytes_out,
+            b"null" if first_byte is None else b"%.1f" % (first_byte * 1000),
+            duration * 1000,
+            retries,
+        )
         self._lines.append(line)
         self._size += len(line)
+
+    def _write(self, kind: Kind) -> bytes:
+        """Write the part of a line that many have in common."""
+        if len(self._written) >= _MOST_KINDS:
+            self._written.clear()
+        fields = dict(zip(_FIELDS, kind, strict=True))
+        written = self._written[kind] = json.dumps(fields, separators=(",", ":"))[1:-1].encode()
+        return written
 
     def run(self) -> None:
         """Write what has gathered, again and again; for ever."""
@@ -98,12 +114,6 @@ class AccessLog:
         elif self._said:
             logging.getLogger("gunicorn.error").info("Requests are logged again")
         self._said = trouble is not None
-
-    def _quote(self, word: str | None) -> str:
-        quoted = self._quoted.get(word)
-        if quoted is None:
-            quoted = self._quoted[word] = json.dumps(word)
-        return quoted
 
 
 class _File:

@@ -76,6 +76,7 @@ class Door:
         """
         self._watches = [
             gevent.spawn(self.keys.watch),
+            gevent.spawn(self.accounts.run),
             *([gevent.spawn(self.access_log.run)] if self.access_log is not None else []),
             gevent.spawn(health.watch_notices, self.backends.all),
             *(gevent.spawn(health.watch, backend) for backend in self.backends.all),
@@ -99,6 +100,7 @@ class Door:
 
     def finish(self) -> None:
         """Write down what there is to write of the requests that have ended."""
+        self.accounts.book()
         if self.access_log is not None:
             self.access_log.flush()
 
