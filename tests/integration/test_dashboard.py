@@ -129,7 +129,7 @@ def test_plots_get_points_and_tell_them_to_pointer_keyboard_and_table(stack: Sta
 
 def test_a_failure_appears_with_its_cause_and_last_words(stack: Stack, page: Page) -> None:
     state = stack.out / "run/state"
-    assert page.evaluate("document.getElementById('no-failures').checkVisibility()")
+    page.until("document.getElementById('no-failures').checkVisibility()", "it says that there are none")
     failure = new_failure(-9, 75.0, "ready")
     told = {**{name: getattr(failure, name) for name in failure.__dataclass_fields__}}
     told |= {"cause": f"the kernel ran out of memory {HOSTILE}", "lines": ("one", f"two {HOSTILE}")}
@@ -142,7 +142,7 @@ def test_a_failure_appears_with_its_cause_and_last_words(stack: Stack, page: Pag
         assert f"the kernel ran out of memory {HOSTILE}" in shown
         assert f"one\ntwo {HOSTILE}" in shown
         assert "Failed once" in page.evaluate(card(1, ".last"))
-        assert not page.evaluate("document.getElementById('no-failures').checkVisibility()")
+        page.until("!document.getElementById('no-failures').checkVisibility()", "that is no longer said")
     finally:
         failure_record(state, "worker-1").unlink()
         failure_history(state, "worker-1").unlink()

@@ -94,8 +94,13 @@ class AccessLog:
         written = self._written[kind] = json.dumps(fields, separators=(",", ":"))[1:-1].encode()
         return written
 
+    def open(self) -> None:
+        """Open the file, so that it is said at the start if it cannot be written."""
+        self._note(0, get_hub().threadpool.apply(self._file.append, (b"",)))
+
     def run(self) -> None:
         """Write what has gathered, again and again; for ever."""
+        self.open()
         while True:
             gevent.sleep(INTERVAL)
             self.flush()
