@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,10 +91,11 @@ def test_a_name_that_no_model_has_is_a_404_and_none_a_400(api: openai.OpenAI, mo
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
 
 
-def test_status_says_which_worker_serves_what(models: RealStack) -> None:
-    shown = models.vllm_stack("status").stdout
-    assert shown.count("ready") == 2
-    assert "hearer" in shown
+def test_status_says_which_worker_serves_what(models: RealStack, tiny_model: Path) -> None:
+    told = json.loads(models.vllm_stack("status", "--json").stdout)
+    states = {worker["model"]: worker["state"] for worker in told["workers"]}
+    assert states == {str(tiny_model): "ready", "hearer": "ready"}
+    assert "hearer" in models.vllm_stack("status").stdout
 
 
 def test_stopping_one_model_leaves_the_other(models: RealStack, api: openai.OpenAI) -> None:
