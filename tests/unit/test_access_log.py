@@ -7,12 +7,21 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import gevent
 import pytest
 
+from tests.support.polling import until
 from vllm_stack.proxy.access_log import AccessLog, Kind, _File
+from vllm_stack.proxy.accounts import Accounts
+from vllm_stack.proxy.backends import Backend
+from vllm_stack.proxy.door import Door
+from vllm_stack.proxy.peer import Peer
+from vllm_stack.proxy.request import Request
+from vllm_stack.proxy.request_head import RequestHead
+from vllm_stack.proxy.tally import Tally
 
 
 class Lost:
@@ -207,7 +216,30 @@ def test_it_writes_by_itself(tmp_path: Path, lost: Lost) -> None:
     log = log_at(tmp_path / "requests.jsonl", lost)
     writer = gevent.spawn(log.run)
     add(log)
-    with gevent.Timeout(5):
-        while not (tmp_path / "requests.jsonl").exists():
-            gevent.sleep(0.05)
+    until((tmp_path / "requests.jsonl").read_bytes, 5, "it is written", pause=gevent.sleep)
     writer.kill()
+
+
+def test_what_ended_just_before_a_process_is_written(tmp_path: Path, lost: Lost) -> None:
+    """A process ends within moments of its last answer: nothing may wait for the next round."""
+    tally = Tally(rows=2, servers=1)
+    door = Door.__new__(Door)
+    door.access_log = log_at(tmp_path / "requests.jsonl", lost)
+    server = SimpleNamespace(name="worker-0", model=0)
+    door.accounts = Accounts(tally.row(1), door.access_log, [cast("Backend", server)], [["m"]])
+    head = RequestHead()
+    head.method, head.path = b"POST", b"/v1/chat/completions"
+    request = Request(head)
+    request.status, request.server, request.tries = 200, 0, 2
+    peer = SimpleNamespace(sent=70, first_sent=request.began + 0.1)
+    door.accounts.settle(request, cast("Peer", peer), sent_before=50)
+    assert list(tally.counts()) == []
+    door.finish()
+    assert [count.number for count in tally.counts()] == [1]
+    (line,) = lines(tmp_path / "requests.jsonl")
+    assert (line["worker"], line["bytes_out"], line["first_byte_ms"], line["retries"]) == (
+        "worker-0",
+        20,
+        100.0,
+        1,
+    )

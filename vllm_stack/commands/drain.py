@@ -88,7 +88,7 @@ def wait_drained(stack: Stack, name: str, timeout: float, say: Callable[[str], o
         quiet = _is_idle(standing)
         now = time.monotonic()
         if now - begun >= timeout:
-            raise StackError(f"{name} {_holds(standing)} after {timeout:.0f} s; it gets nothing new")
+            raise StackError(f"{name} {_holds(standing)} after {timeout:.0f} s, although it was ordered out")
         if not quiet and now - spoken >= _SPEAK_EVERY:
             spoken = now
             say(f"{now - begun:4.0f} s  {name}  draining  {_holds(standing)}")
@@ -142,7 +142,7 @@ def _holds(standing: Standing | None) -> str:
         return "is not known: the proxy does not answer"
     if standing.open_in:
         return f"still gets requests from {standing.open_in} of the proxy's processes"
-    return f"has {standing.in_flight} requests in flight"
+    return f"has {standing.in_flight} request{'s' * (standing.in_flight != 1)} in flight"
 
 
 def _after_readmission(stack: Stack, name: str) -> str:

@@ -13,7 +13,7 @@ import os
 import time
 import xmlrpc.client
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,28 +28,25 @@ from vllm_stack.commands.drain import (
     withdraw_order,
     writing_orders,
 )
+from vllm_stack.commands.restart import restart
 from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.commands.standing import ask_reloads, server_named
-from vllm_stack.commands.watch_workers import LOOK_EVERY, SPEAK_EVERY, failure_of, log_tail, look_at
+from vllm_stack.commands.watch_workers import LOOK_EVERY
 from vllm_stack.drain_order import Reason, give_order, read_order
 from vllm_stack.drill.interrupts import ending_once
 from vllm_stack.errors import NoStack, StackError, UsageError
 from vllm_stack.in_force import adopt, fingerprint_of, kept_options
-from vllm_stack.layout import drain_order, phase_note
+from vllm_stack.layout import drain_order
 from vllm_stack.roll.changes import Rendered, obstacles
 from vllm_stack.roll.record import RollRecord, begin_or_go_on, read_roll, write_roll
 from vllm_stack.roll.warm_up import warm_up
 from vllm_stack.user_name import user_name
-from vllm_stack.worker.failure import Failure
-from vllm_stack.worker.phase import Phase, read_phase
-from vllm_stack.worker.probe import Probe
 
 PROXY = "proxy"
 # Seconds for what takes the proxy two looks at a worker.
 _READMISSION = 30.0
 # Seconds in which new processes of the proxy are there and know the workers.
 _RELOAD = 30.0
-_GONE = ("STOPPED", "EXITED", "FATAL", "UNKNOWN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,23 +158,15 @@ class Roll:
         return True
 
     def _restart(self, name: str) -> None:
-        """Stop it, have it adopt its new options, start it, and wait until it is fit to serve."""
+        """Restart it with its new options, and see that it is fit to serve."""
         self._check_target(name)
-        failure, note = failure_of(self._stack, name), read_phase(phase_note(self._state, name))
-        program = f"workers:{name}"
         click.echo(f"        {name}  stopping")
-        try:
-            with suppress(xmlrpc.client.Fault):  # it does not run
-                self._stack.supervisor.call("stopProcess", program, False)
-            self._wait_stopped(program)
-            adopt(self._files(name), self._state, name, self._supervisord)
-        finally:  # whatever happens to us: a stopped worker must not stay so
-            try:
-                self._start(program)
-            except KeyboardInterrupt:  # which comes but once (`ending_once`)
-                self._start(program)
-                raise
-        self._wait_ready(name, failure, note.since if note is not None else 0.0)
+        restart(
+            self._stack,
+            name,
+            lambda: adopt(self._files(name), self._state, name, self._supervisord),
+            self._options.timeout,
+        )
         key = self._stack.layout.internal_key.read_text("utf-8").strip()
         model = self._stack.model_of(name)
         trouble = warm_up(self._stack.workers[name], key, model, self._options.timeout)
@@ -188,54 +177,6 @@ class Roll:
         """Raise `StackError` if it would get other options than the roll began with: nobody checked them."""
         if self._fingerprint(name) != self._record.targets[name]:
             raise StackError("something else was rendered since the roll began, and another roll brings it")
-
-    def _start(self, program: str) -> None:
-        """Start a program, as soon as it has stopped: supervisord takes an earlier word and does nothing."""
-        end = time.monotonic() + self._stack.stop_seconds
-        while time.monotonic() < end:
-            try:
-                self._stack.supervisor.call("startProcess", program, False)
-                info = self._stack.supervisor.call("getProcessInfo", program)
-                if info["statename"] not in ("STOPPING", *_GONE):
-                    return
-            except xmlrpc.client.Fault:  # it runs, or supervisord itself stops
-                return
-            except OSError:
-                if not self._stack.supervisord_runs():
-                    return
-            time.sleep(0.1)
-
-    def _wait_stopped(self, program: str) -> None:
-        end = time.monotonic() + self._stack.stop_seconds
-        while time.monotonic() < end:
-            info = self._stack.supervisor.call("getProcessInfo", program)
-            if info["statename"] in _GONE:
-                return
-            time.sleep(0.1)
-        raise StackError(f"{program} did not stop within {self._stack.stop_seconds} s")
-
-    def _wait_ready(self, name: str, before: Failure | None, since: float) -> None:
-        """Wait until a life that began after `since` says it is ready; a failure ends the wait."""
-        begun, spoken, said = time.monotonic(), 0.0, ""
-        probe = Probe(name, self._stack.workers[name], self._stack.admin_port)
-        while True:
-            note = read_phase(phase_note(self._state, name))
-            if note is not None and note.phase is Phase.READY and note.since > since and not probe.health():
-                click.echo(f"{time.monotonic() - begun:4.0f} s  {name}  ready")
-                return
-            failure = failure_of(self._stack, name)
-            if failure is not None and failure != before:
-                for line in log_tail(self._stack, name):
-                    click.echo(line, err=True)
-                raise StackError(f"{name} failed: vLLM {failure.story}. It will be started again")
-            elapsed = time.monotonic() - begun
-            if elapsed > self._options.timeout:
-                raise StackError(f"{name} is not ready after {elapsed:.0f} s")
-            sight = look_at({}, self._stack, name)
-            if sight.state != said or elapsed - spoken >= SPEAK_EVERY:
-                said, spoken = sight.state, elapsed
-                click.echo(sight.line(elapsed))
-            time.sleep(LOOK_EVERY)
 
     def _roll_proxy(self) -> None:
         """Have the proxy reload: its old processes go on with the connections that they have."""

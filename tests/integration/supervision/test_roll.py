@@ -292,7 +292,7 @@ def what_is_drained_by_hand_stays_so_until_it_is_readmitted(stack: StackFactory)
         begun = time.monotonic()
         impatient = one.vllm_stack("drain", "worker-0", "--drain-timeout", "0.5")
         assert impatient.returncode == 1
-        assert "worker-0 has 1 requests in flight after" in impatient.stderr
+        assert "worker-0 has 1 request in flight after" in impatient.stderr
         drained = one.vllm_stack("drain", "0")
         assert drained.returncode == 0, drained
         assert time.monotonic() - begun > 1
