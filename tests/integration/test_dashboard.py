@@ -17,8 +17,8 @@ from tests.integration.proxy.harness import Answer, Stack, Wire, chat, get_json,
 from tests.support.chromium import Chromium, Page
 from tests.support.polling import throughout, until
 from vllm_stack.layout import failure_history, failure_record, phase_note
+from vllm_stack.phase import Phase, write_phase
 from vllm_stack.worker.failure import new_failure, record_failure, remember_failure
-from vllm_stack.worker.phase import Phase, write_phase
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"
 # The model's name is also too long for a line of a phone.

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from vllm_stack.phase import Phase, PhaseNote
 from vllm_stack.proxy.admin_answer import is_here
 from vllm_stack.proxy.dashboard.engine import read_figures
 from vllm_stack.proxy.dashboard.files import read_files
 from vllm_stack.proxy.dashboard.log_page import MOST, UnknownLog, asked_log, read_log
-from vllm_stack.proxy.dashboard.notes import Note
 from vllm_stack.proxy.dashboard.past_failures import PastFailures
 from vllm_stack.proxy.dashboard.standing import judge, judge_upstream
 from vllm_stack.worker.failure import new_failure, remember_failure
-from vllm_stack.worker.phase import Phase
 
 RECORDED = Path(__file__).parent / "recorded" / "vllm-0.32.prom"
 
@@ -57,8 +56,8 @@ def test_a_figure_that_is_no_number_never_reaches_the_page() -> None:
 # ------------------------------------------------------------------ states
 
 
-def note(phase: str) -> Note:
-    return Note(phase, since=1000.0, until=None, detail="")
+def note(phase: str) -> PhaseNote:
+    return PhaseNote(Phase(phase), since=1000.0, until=None, detail="")
 
 
 @pytest.mark.parametrize(

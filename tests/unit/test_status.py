@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from vllm_stack.drain_order import DrainOrder, Reason
+from vllm_stack.phase import Phase, PhaseNote
 from vllm_stack.roll.record import RollRecord
 from vllm_stack.status.picture import Pace, Picture, compose
 from vllm_stack.status.sights import Place, ProxySight, Sights, Standing, WorkerSight
 from vllm_stack.status.state import State, judge
 from vllm_stack.status.verdict import exit_code, summary
 from vllm_stack.worker.failure import Failure, new_failure
-from vllm_stack.worker.phase import Phase, PhaseNote
 
 NAME = "worker-0"
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from vllm_stack.gpus.usage import GpuUsage
 from vllm_stack.lives import Lives
+from vllm_stack.phase import Phase, PhaseNote
 from vllm_stack.status.as_json import as_json
 from vllm_stack.status.columns import Column, pack
 from vllm_stack.status.figures import Figures
@@ -22,7 +23,6 @@ from vllm_stack.status.sights import Place, ProxySight, Sights, Standing, Worker
 from vllm_stack.status.state import State
 from vllm_stack.status.traffic import Histogram, Traffic
 from vllm_stack.status.words import duration, milliseconds, rate, share
-from vllm_stack.worker.phase import Phase, PhaseNote
 
 GIB = 1024**3
 EVIL = "vLLM ended: \x1b[2J\x1b]0;owned\x07 said\u202e so"

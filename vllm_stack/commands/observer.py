@@ -26,6 +26,7 @@ from vllm_stack.layout import drain_order, failure_record, lives_record, phase_n
 from vllm_stack.lives import read_lives
 from vllm_stack.local_http import fetch
 from vllm_stack.log_tail import last_lines
+from vllm_stack.phase import Phase, PhaseNote, read_phase
 from vllm_stack.roll.record import read_roll
 from vllm_stack.status.figures import Figures, read_figures
 from vllm_stack.status.looks import Look
@@ -33,7 +34,6 @@ from vllm_stack.status.sights import Place, ProxySight, Sights, Standing, Worker
 from vllm_stack.status.traffic import Traffic, read_traffic
 from vllm_stack.supervisor_rpc import SHUTDOWN_STATE, Supervisor
 from vllm_stack.worker.failure import last_failure
-from vllm_stack.worker.phase import Phase, PhaseNote, read_phase
 from vllm_stack.worker.probe import Probe
 
 # Seconds for each question.

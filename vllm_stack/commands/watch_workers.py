@@ -9,8 +9,8 @@ from vllm_stack.commands.stack import Stack
 from vllm_stack.commands.standing import ask_standings
 from vllm_stack.layout import failure_record, phase_note
 from vllm_stack.log_tail import last_lines
+from vllm_stack.phase import Phase, read_phase
 from vllm_stack.worker.failure import Failure, last_failure
-from vllm_stack.worker.phase import Phase, read_phase
 
 # How often those that wait look, and how often they speak although nothing changed (seconds).
 LOOK_EVERY = 1.0

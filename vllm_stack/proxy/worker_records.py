@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vllm_stack.layout import failure_record, lives_record, phase_note
 from vllm_stack.lives import Lives, read_lives
+from vllm_stack.phase import PhaseNote, read_phase
 from vllm_stack.process_end import describe_end
-from vllm_stack.proxy.dashboard.notes import Note, read_note
 from vllm_stack.record import read_record
 from vllm_stack.terminal_text import printable
 
@@ -32,7 +32,7 @@ class WorkerRecords:
 
     lives: Lives
     failure: LastFailure | None
-    note: Note | None
+    note: PhaseNote | None
 
 
 def read_records(state: Path, name: str) -> WorkerRecords:
@@ -40,7 +40,7 @@ def read_records(state: Path, name: str) -> WorkerRecords:
     return WorkerRecords(
         read_lives(lives_record(state, name)),
         _read_failure(failure_record(state, name)),
-        read_note(phase_note(state, name)),
+        read_phase(phase_note(state, name)),
     )
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from vllm_stack.drain_order import DrainOrder
 from vllm_stack.gpus.usage import GpuUsage
 from vllm_stack.lives import Lives
+from vllm_stack.phase import PhaseNote
 from vllm_stack.roll.record import RollRecord
 from vllm_stack.status.figures import Figures
 from vllm_stack.status.traffic import Traffic
 from vllm_stack.worker.failure import Failure
-from vllm_stack.worker.phase import PhaseNote
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ import time
 from enum import StrEnum
 
 from vllm_stack.drain_order import DrainOrder
+from vllm_stack.phase import Phase, PhaseNote
 from vllm_stack.status.progress import Progress, read_progress
 from vllm_stack.status.sights import WorkerSight
 from vllm_stack.worker.failure import Failure
-from vllm_stack.worker.phase import Phase, PhaseNote
 
 # supervisord's words for a program that it is not to run.
 _AT_REST = ("STOPPED", "EXITED")

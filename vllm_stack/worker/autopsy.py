@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 from vllm_stack.lives import count_failure
+from vllm_stack.phase import Phase
 from vllm_stack.process_end import describe_end
 from vllm_stack.record import read_record
 from vllm_stack.worker.failure import (
@@ -18,7 +19,6 @@ from vllm_stack.worker.failure import (
 )
 from vllm_stack.worker.oom import OomCounter
 from vllm_stack.worker.output import last_words
-from vllm_stack.worker.phase import Phase
 from vllm_stack.worker.spec import Spec
 from vllm_stack.worker.voice import Voice
 

@@ -19,10 +19,10 @@ import time
 
 from vllm_stack.leftovers import MARKER
 from vllm_stack.lives import count_start
+from vllm_stack.phase import Phase, write_phase
 from vllm_stack.program import STOP_SIGNALS, Order, ask_supervisord, take_signal
 from vllm_stack.user_name import user_name
 from vllm_stack.worker.autopsy import Autopsy
-from vllm_stack.worker.phase import Phase, write_phase
 from vllm_stack.worker.preparation import Preparation, empty, remove_socket
 from vllm_stack.worker.spec import Spec
 from vllm_stack.worker.tree import Tree

@@ -17,8 +17,8 @@ import psutil
 from tests.integration.conftest import Play, Scenario, Stack, StackFactory, gone
 from tests.support.nvml import StandIn, gpus
 from tests.support.polling import throughout, until
+from vllm_stack.phase import Phase, read_phase
 from vllm_stack.shared_memory import SHM
-from vllm_stack.worker.phase import Phase, read_phase
 
 GIB = 1024**3
 

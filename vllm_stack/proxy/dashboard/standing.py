@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from vllm_stack.proxy.dashboard.notes import Note
+from vllm_stack.phase import Phase, PhaseNote
 
 # Phases of the wrapper in which nothing serves, whatever the proxy saw last.
-_OUT = frozenset({"waiting", "queued", "blocked", "wedged", "stopping"})
+_OUT = frozenset({Phase.WAITING, Phase.QUEUED, Phase.BLOCKED, Phase.WEDGED, Phase.STOPPING})
 # What the proxy knows better than the wrapper.
 _SEEN = frozenset({"ready", "drained", "stopping", "stopped"})
 
 
-def judge(seen: str, note: Note | None, failed_at: float | None, in_flight: int = 0) -> str:
+def judge(seen: str, note: PhaseNote | None, failed_at: float | None, in_flight: int = 0) -> str:
     """Give the word for a worker of this stack, one of those that `vllm-stack status` has.
 
     `seen` is the proxy's, `note` the wrapper's (None if no wrapper lives), `failed_at` when it last
@@ -25,7 +25,7 @@ def judge(seen: str, note: Note | None, failed_at: float | None, in_flight: int 
         return "stopped" if failed_at is None else "failed"
     if failed_at is not None and failed_at >= int(note.since):
         return "failed"
-    return "loading" if note.phase == "starting" else "not answering"
+    return "loading" if note.phase is Phase.STARTING else "not answering"
 
 
 def judge_upstream(seen: str, in_flight: int = 0) -> str:
