@@ -11,7 +11,7 @@ Pause = Callable[[float], object]
 
 
 def until(
-    condition: Callable[[], T],
+    condition: Callable[[], T | None],
     timeout: float,
     what: str,
     every: float = 0.02,

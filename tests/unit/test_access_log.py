@@ -220,6 +220,17 @@ def test_it_writes_by_itself(tmp_path: Path, lost: Lost) -> None:
     writer.kill()
 
 
+def test_a_file_that_was_opened_before_its_first_line_begins_with_that_line(
+    tmp_path: Path, lost: Lost
+) -> None:
+    log = log_at(tmp_path / "requests.jsonl", lost)
+    log.open()
+    assert (tmp_path / "requests.jsonl").read_bytes() == b""
+    add(log)
+    log.flush()
+    assert len(lines(tmp_path / "requests.jsonl")) == 1
+
+
 def test_what_ended_just_before_a_process_is_written(tmp_path: Path, lost: Lost) -> None:
     """A process ends within moments of its last answer: nothing may wait for the next round."""
     tally = Tally(rows=2, servers=1)

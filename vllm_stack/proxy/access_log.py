@@ -142,7 +142,8 @@ class _File:
             if self._torn:  # half a line must not take the next one along
                 data = b"\n" + data
             written = os.write(descriptor, data)
-            self._torn = data[:written][-1:] != b"\n"
+            if written:  # an opening writes nothing, and tears nothing
+                self._torn = data[written - 1] != ord("\n")
             if written < len(data):
                 return "the disk is full"
         except OSError as error:

@@ -117,9 +117,13 @@ def test_every_worker_s_own_metrics_are_there_under_its_labels(stack: Stack) -> 
     until(lambda: scrape(stack).total("vllm_stack_open_processes") == 4, 10, "all see all")
     generated = "vllm:generation_tokens_total"
     at_workers = sum(Told(get_metrics(worker.where)).total(generated) for worker in stack.workers)
-    # What a worker said holds for a second.
-    until(lambda: scrape(stack).total(generated) == at_workers, 5, "what they say now is told")
-    told = scrape(stack)
+
+    def of_now() -> Told | None:
+        told = scrape(stack)
+        return told if told.total(generated) == at_workers else None
+
+    # What a worker said holds for a second, in each process of the proxy for itself.
+    told = until(of_now, 5, "what they say now is told")
     for worker in stack.workers:
         place = {"worker": f"worker-{worker.index}", "gpu": "", "model": MODEL}
         assert told.value("vllm_stack_worker_ready", **place) == 1

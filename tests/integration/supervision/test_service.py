@@ -50,7 +50,8 @@ def test_the_unit_runs_the_stack_and_its_exit_codes_tell_a_stop_from_a_failure(s
     assert first.wait(10) == 0
 
     again = start(one, settings)
-    until(lambda: one.layout.socket.exists(), 15, "supervisord listens")
+    # supervisord listens before it takes signals; a worker that is ready was started after both.
+    until(one.is_ready, 30, "the worker is ready")
     os.kill(again.pid, signal.SIGTERM)
     assert again.wait(float(settings["TimeoutStopSec"][0])) == 0
     one.assert_all_gone(0)
