@@ -65,7 +65,7 @@ SETTINGS: dict[str, Any] = {
     "FAKE_VLLM_SCRIPTS": {},  # {path: script} for requests without one; "*" = inference
 }
 
-SHOWN_ENVIRONMENT = re.compile(r"CUDA_(VISIBLE_DEVICES|DEVICE_ORDER)$|VLLM_|SUPERVISOR")
+SHOWN_ENVIRONMENT = re.compile(r"CUDA_(VISIBLE_DEVICES|DEVICE_ORDER)$|GLOO_|VLLM_|SUPERVISOR")
 
 
 # ------------------------------------------------------------------ what it was asked to be

@@ -36,6 +36,9 @@ _NOT_INHERITED = ("VLLM_SERVER_DEV_MODE", "VLLM_API_KEY", "VLLM_STACK_", "SUPERV
 # Nor what names GPUs in other words than the plan: vLLM refuses a CUDA_VISIBLE_DEVICES that differs from
 # HIP's (`_sync_hip_cuda_env_vars` in vllm/platforms/rocm.py), and HIP counts in what ROCr leaves.
 _OTHER_MASKS_OF_ROCM = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+# Gloo, which an engine opens even for itself alone, listens at the address of the machine's name, often one
+# of the network, and asks nobody who he is. All processes of a worker are on this machine.
+_INTERFACE_OF_GLOO = {"GLOO_SOCKET_IFNAME": "lo"}
 EXIT_ENGINE_DIED = 70  # sysexits.h EX_SOFTWARE: stands in for an exit code 0 nobody asked for
 EXIT_CANNOT_START = 127  # as a shell says it
 
@@ -110,7 +113,7 @@ class Life:
         own = {MARKER: self._spec.title, "PWD": str(self._spec.box)}
         # Where it would be without our TMPDIR: a cache must outlive the server that fills it.
         caches = {"TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{user_name()}"}
-        return own | caches | inherited | self._spec.env | secrets | own
+        return own | caches | _INTERFACE_OF_GLOO | inherited | self._spec.env | secrets | own
 
     def _note_life(self) -> None:
         spec, noting = self._spec, self._voice.noting

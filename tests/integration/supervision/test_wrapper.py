@@ -190,15 +190,21 @@ def test_a_spec_that_cannot_be_read_is_one_line(wrapped: Wrapped) -> None:
     assert "Traceback" not in wrapped.log
 
 
-def test_the_server_gets_a_clean_environment(stack: StackFactory) -> None:
+@pytest.mark.parametrize(
+    ("given", "interface"), [({}, "lo"), ({"GLOO_SOCKET_IFNAME": "eth1"}, "eth1")], ids=["usual", "chosen"]
+)
+def test_the_server_gets_a_clean_environment(
+    stack: StackFactory, given: dict[str, str], interface: str
+) -> None:
     """The key and the title are set; development mode and the operator's own keys are not passed on."""
     leaky = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_STACK_API_KEY": "sk-x", "VLLM_API_KEY": "sk-y"}
-    one = stack(env=leaky)
+    one = stack(env=leaky | given)
     assert one.render() == 0
     wrapper = start_wrapper(one)
     told = json.loads(until(lambda: ask(one.ports[0], path="/fake/state")[1], 15, "the fake serves"))
     assert not {"VLLM_SERVER_DEV_MODE", "VLLM_STACK_API_KEY"} & set(told["env_names"])
     assert told["env"]["VLLM_API_KEY"] == one.layout.internal_key.read_text().strip()
+    assert told["env"]["GLOO_SOCKET_IFNAME"] == interface
     assert told["cwd"] == str(one.layout.box("worker-0"))
     wrapper.terminate()
     assert wrapper.wait(6) == 0
