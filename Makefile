@@ -96,8 +96,9 @@ lint: $(STACK)  ## Style, types, and which part may import which
 	$(BIN)/lint-imports
 
 .PHONY: docs
-docs: $(STACK)  ## Write docs/cli.md anew, from what the commands say of themselves
+docs: $(STACK)  ## Write docs/cli.md and docs/causes.md anew, from what the code says of itself
 	$(BIN)/python -m vllm_stack.cli_reference docs/cli.md
+	$(BIN)/python -m vllm_stack.cause_reference docs/causes.md
 
 .PHONY: bench
 bench: $(BENCH)  ## Our proxy beside others: a table, a report and a plot in benchmarks/out (15 min; ARGS=--quick)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 STARTING, READY, STOPPING = "starting", "ready", "stopping"
 _ANY_PHASE = frozenset({STARTING, READY, STOPPING})
@@ -557,13 +559,15 @@ _RULES_OF_LAST_RESORT = (
     ),
 )
 
-# Causes before effects, the special before the general.
-RULES: tuple[Rule, ...] = (
-    *_RULES_OF_COMMAND_LINE,
-    *_RULES_OF_MEMORY,
-    *_RULES_OF_HOST,
-    *_RULES_OF_MODEL,
-    *_RULES_OF_OPTIONS,
-    *_RULES_OF_GPU,
-    *_RULES_OF_LAST_RESORT,
-)
+# What they are about, in the order in which they are asked: causes before effects, the special before the
+# general.
+GROUPS: Mapping[str, tuple[Rule, ...]] = {
+    "The command line": _RULES_OF_COMMAND_LINE,
+    "Memory": _RULES_OF_MEMORY,
+    "The machine": _RULES_OF_HOST,
+    "The model": _RULES_OF_MODEL,
+    "Options that do not go together": _RULES_OF_OPTIONS,
+    "GPUs": _RULES_OF_GPU,
+    "Where nothing else says why": _RULES_OF_LAST_RESORT,
+}
+RULES: tuple[Rule, ...] = tuple(chain.from_iterable(GROUPS.values()))
