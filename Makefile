@@ -33,6 +33,11 @@ BESIDE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Unit tests share nothing, and some of them wait.
 UNIT_JOBS ?= 3
 UNIT := $(PYTEST) -n $(UNIT_JOBS) --dist worksteal tests/unit
+# How many times the examples of a usual run `make fuzz` takes, and of which tests: what reads bytes of others.
+FUZZ_FACTOR ?= 50
+FUZZED := $(addprefix tests/unit/test_,request_parser.py framing.py pump.py routing_key.py model_name.py auth_and_routes.py exposition.py) \
+  tests/wire/test_wire.py
+MINUTES ?= 5
 export MODEL FILE DEMO_MODEL OUT WORKERS DEVICE ARGS BIN
 
 .PHONY: help
@@ -72,7 +77,7 @@ logs: $(STACK)  ## Follow the logs of all programs
 .PHONY: test
 test: $(STACK) $(VLLM)  ## Everything: unit, integration with a fake vLLM, end to end with real vLLM (30 min)
 	$(UNIT)
-	$(PYTEST) $(BESIDE) tests/integration/supervision tests/integration
+	$(PYTEST) $(BESIDE) tests/integration/supervision tests/integration tests/wire
 	$(PYTEST) tests/e2e
 
 .PHONY: test-unit
@@ -88,6 +93,18 @@ $(TINY_MODEL): $(VLLM) tests/tiny_model.py
 	$(BIN)/python tests/tiny_model.py $@
 	@touch $@
 
+.PHONY: fuzz
+fuzz: $(STACK)  ## Bytes made up by hypothesis for all that reads bytes, new ones each time (FUZZ_FACTOR=50)
+	FUZZ_FACTOR=$(FUZZ_FACTOR) $(PYTEST) -n $(JOBS) --dist worksteal --timeout 1800 $(FUZZED)
+
+.PHONY: test-hostile
+test-hostile: $(STACK)  ## Slow clients (slowhttptest), 10,000 idle ones, those that never read (2 min)
+	$(PYTEST) tests/hostile
+
+.PHONY: soak
+soak: $(STACK)  ## Traffic over a stack of which a random process is killed every 5 s (MINUTES=5)
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+
 .PHONY: lint
 lint: $(STACK)  ## Style, types, and which part may import which
 	$(BIN)/ruff check .
@@ -99,6 +116,10 @@ lint: $(STACK)  ## Style, types, and which part may import which
 docs: $(STACK)  ## Write docs/cli.md and docs/causes.md anew, from what the code says of itself
 	$(BIN)/python -m vllm_stack.cli_reference docs/cli.md
 	$(BIN)/python -m vllm_stack.cause_reference docs/causes.md
+
+.PHONY: wire
+wire: $(STACK)  ## Write docs/wire.md anew: what nginx and haproxy make of odd requests (2 min; make bench-install)
+	$(BIN)/python -m tests.wire.comparison docs/wire.md
 
 .PHONY: bench
 bench: $(BENCH)  ## Our proxy beside others: a table, a report and a plot in benchmarks/out (15 min; ARGS=--quick)

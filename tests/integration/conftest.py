@@ -249,7 +249,7 @@ class Stack:
 
     def vllm_stack(self, verb: str, *words: str) -> subprocess.CompletedProcess[str]:
         """Run the command line on this stack, in a process of its own."""
-        return self._run(BIN / "vllm-stack", verb, "--out", self.layout.out, *words)
+        return self._run(BIN / "vllm-stack", verb, *words, "--out", self.layout.out)
 
     def _run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         argv = [str(word) for word in words]

@@ -264,7 +264,8 @@ def protocol_fault(request: Request) -> str | None:
         return f"{len(hosts)} Host headers"
     if len(lengths) > 1 or any(not re.fullmatch(r"[0-9]+", value) for value in lengths):
         return f"Content-Length {lengths}"
-    if codings and (lengths or request.version == "1.0" or codings != ["chunked"]):
+    chunked = [coding.lower() for coding in codings] == ["chunked"]
+    if codings and (lengths or request.version == "1.0" or not chunked):
         return f"Transfer-Encoding {codings} in HTTP/{request.version}, Content-Length {lengths}"
     if request.header("upgrade"):
         return "Upgrade"

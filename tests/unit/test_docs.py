@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.wire.corpus import ACCEPTED, REFUSED
 from vllm_stack import cause_reference
 from vllm_stack.cli import group
 
@@ -129,3 +130,9 @@ def test_every_page_can_be_reached_from_the_first_one() -> None:
 def test_the_page_of_causes_is_what_the_rules_say() -> None:
     page = (ROOT / "docs/causes.md").read_text("utf-8")
     assert page == cause_reference.reference(), "the rules have changed: run `make docs`"
+
+
+def test_the_page_of_odd_requests_has_all_of_them_with_our_answers() -> None:
+    page = (ROOT / "docs/wire.md").read_text("utf-8")
+    for row in (*REFUSED, *ACCEPTED):
+        assert f"\n| {row.name} | {row.status} |" in page, f"{row.name}: run `make wire`"

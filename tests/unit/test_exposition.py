@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.examples import examples
 from vllm_stack.proxy.exposition import BadExposition, merge, read_families
 
 RECORDED = (Path(__file__).parent / "recorded" / "vllm-0.32.prom").read_text("utf-8")
@@ -80,7 +81,7 @@ VALUES = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.dictionaries(NAMES, VALUES), VALUES, VALUES)
 def test_any_label_keeps_its_value(own: dict[str, str], gpu: str, model: str) -> None:
     registry = CollectorRegistry()

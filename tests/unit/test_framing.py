@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from vllm_stack.proxy.failures import Aborted, BadAnswer, UpstreamFailure
 from vllm_stack.proxy.framing import Chunked, Dechunked, Framing, Length, UntilClose
 
@@ -55,7 +56,7 @@ EVENTS = [
 STREAM = b"".join(map(chunk, EVENTS)) + b"0\r\n\r\n"
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(at=st.lists(st.integers(1, len(STREAM)), max_size=15), events=st.booleans())
 def test_a_chunked_answer_passes_byte_for_byte(at: list[int], events: bool) -> None:
     framing = Chunked(events)
@@ -66,7 +67,7 @@ def test_a_chunked_answer_passes_byte_for_byte(at: list[int], events: bool) -> N
     assert (out, framing.done, framing.clean) == (STREAM, True, True)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 @given(at=st.lists(st.integers(1, len(STREAM)), max_size=15), end=st.integers(1, len(STREAM) - 1))
 def test_only_whole_events_go_out_wherever_the_worker_dies(at: list[int], end: int) -> None:
     framing = Chunked(events=True)
@@ -216,7 +217,7 @@ def test_an_answer_that_ends_with_its_connection_stays_bare_for_http_1_0() -> No
     assert framing.feed(b"abc") + framing.end() == b"abc"
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(at=st.lists(st.integers(1, len(STREAM)), max_size=10))
 def test_dechunking_gives_the_payload(at: list[int]) -> None:
     framing = Dechunked(events=True)

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from vllm_stack.native import PUMP, SWITCH
 from vllm_stack.proxy.framing import ABORT, Chunked
 
@@ -281,7 +282,7 @@ CHUNKS = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(
     chunks=st.lists(CHUNKS, min_size=1, max_size=8),
     end=st.sampled_from([b"", b"0\r\n\r\n", b"0\r\nx: y\r\n\r\n", b"0\r\n\r\nmore"]),

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from vllm_stack.proxy.known_heads import KnownHeads
 from vllm_stack.proxy.refusal import Refusal
 from vllm_stack.proxy.request import Request
@@ -60,7 +61,7 @@ def shown(requests: list[Request]) -> list[tuple[bytes, bytes, bytes, bool]]:
     return [(r.method, r.head.target, r.body, r.complete) for r in requests]
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(cuts=st.lists(st.integers(0, len(SEVERAL)), max_size=12))
 def test_requests_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(SEVERAL)]
@@ -70,7 +71,7 @@ def test_requests_are_the_same_however_the_bytes_are_cut(cuts: list[int]) -> Non
     assert all(complete for *_, complete in shown(parse(*pieces)))
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(cuts=st.lists(st.integers(0, len(SEVERAL)), max_size=12))
 def test_requests_are_the_same_when_their_heads_are_known(cuts: list[int]) -> None:
     known: KnownHeads[RequestHead] = KnownHeads(100)
@@ -150,7 +151,7 @@ def test_requests_are_the_same_byte_by_byte() -> None:
     assert shown(parse(*(SEVERAL[i : i + 1] for i in range(len(SEVERAL))))) == shown(parse(SEVERAL))
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(data=st.binary(max_size=200), seed=st.sampled_from([b"", head()[:-2], SEVERAL[:60], SEVERAL]))
 def test_no_bytes_raise_anything_but_a_refusal(data: bytes, seed: bytes) -> None:
     parser = new_parser()
@@ -266,7 +267,7 @@ def test_other_paths_are_decoded_once(raw: bytes, path: bytes) -> None:
 
 
 @given(path=st.from_regex(rb"/[ -~]{0,40}", fullmatch=True))
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_a_path_that_passes_has_only_plain_segments(path: bytes) -> None:
     try:
         decoded = check_path(path)
@@ -394,7 +395,7 @@ def test_a_request_has_started_from_its_first_byte_to_its_last() -> None:
 WEBSOCKET = head(b"GET /v1/realtime HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket")
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(cuts=st.lists(st.integers(0, len(SEVERAL + WEBSOCKET)), max_size=8), behind=st.binary(max_size=40))
 def test_what_comes_behind_a_request_for_a_tunnel_is_no_request(cuts: list[int], behind: bytes) -> None:
     """Nothing more is fed once it is there: the connection belongs to the tunnel then."""
