@@ -67,7 +67,7 @@ def test_what_all_programs_say_is_followed_from_before_the_start_to_after_the_st
             "worker-0    | ",
             "vllm-stack worker-1: started",
             "INFO supervisord started",
-            "worker-1: unknown -> ready",
+            "-> ready",
         ):
             reader.shows(text)
         assert one.vllm_stack("down").returncode == 0

@@ -51,10 +51,12 @@ def served_by(one: Stack) -> set[str]:
 
 
 def counts(one: Stack) -> dict[str, int]:
-    return {
-        name: len(json.loads(ask(port, path="/fake/requests")[1]))
+    """Count the chats of each worker: it is also asked how it is, and may be at any moment."""
+    seen = {
+        name: json.loads(ask(port, path="/fake/requests")[1])
         for name, port in zip(one.names, one.ports, strict=True)
     }
+    return {name: sum(one["target"] == CHAT for one in requests) for name, requests in seen.items()}
 
 
 def begin(one: Stack, *words: str) -> subprocess.Popen[bytes]:
