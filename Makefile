@@ -34,7 +34,7 @@ BESIDE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 UNIT_JOBS ?= 3
 UNIT := $(PYTEST) -n $(UNIT_JOBS) --dist worksteal tests/unit
 # How many times the examples of a usual run `make fuzz` takes, and of which tests: what reads bytes of others.
-FUZZ_FACTOR ?= 50
+FUZZ_FACTOR ?= 30
 FUZZED := $(addprefix tests/unit/test_,request_parser.py framing.py pump.py routing_key.py model_name.py auth_and_routes.py exposition.py) \
   tests/wire/test_wire.py
 MINUTES ?= 5
@@ -94,7 +94,7 @@ $(TINY_MODEL): $(VLLM) tests/tiny_model.py
 	@touch $@
 
 .PHONY: fuzz
-fuzz: $(STACK)  ## Bytes made up by hypothesis for all that reads bytes, new ones each time (FUZZ_FACTOR=50)
+fuzz: $(STACK)  ## Bytes made up by hypothesis for all that reads bytes, new ones each time (2 min; FUZZ_FACTOR=30)
 	FUZZ_FACTOR=$(FUZZ_FACTOR) $(PYTEST) -n $(JOBS) --dist worksteal --timeout 1800 $(FUZZED)
 
 .PHONY: test-hostile
@@ -118,7 +118,7 @@ docs: $(STACK)  ## Write docs/cli.md and docs/causes.md anew, from what the code
 	$(BIN)/python -m vllm_stack.cause_reference docs/causes.md
 
 .PHONY: wire
-wire: $(STACK)  ## Write docs/wire.md anew: what nginx and haproxy make of odd requests (2 min; make bench-install)
+wire: $(STACK)  ## Write docs/wire.md anew: what nginx and haproxy make of odd requests (1 min; make bench-install)
 	$(BIN)/python -m tests.wire.comparison docs/wire.md
 
 .PHONY: bench

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,7 +34,7 @@ _SHOWN = (Ending.WHOLE, Ending.FAILED, Ending.CUT, Ending.BROKEN, Ending.SILENT)
 _GROWTH = 1.25
 # Seconds: for so long nobody may listen after a kill of gunicorn's master.
 _SHUT = 5.0
-_SAME = {"supervisord": "supervisord, MB", "proxy": "the proxy, MB", "descriptors": "its descriptors"}
+_HELD = {"supervisord": "supervisord, MB", "proxy": "the proxy, MB", "descriptors": "its descriptors"}
 
 
 @click.command()
@@ -81,10 +82,8 @@ def leftovers(stack: Stack) -> dict[str, int]:
         seen["requests that wait"] = workers["waiting"]
         return not any(seen.values())
 
-    for _ in range(50):
-        if idle():
-            break
-        time.sleep(0.1)
+    with suppress(AssertionError):  # then the report says what is held
+        until(idle, 5, "nothing is in flight")
     assert stack.vllm_stack("down").returncode == 0
     seen["processes after `down`"] = len(stack.processes())
     return seen
@@ -115,7 +114,7 @@ def told(
             cells = " | ".join(str(counts[kind, ending]) for ending in _SHOWN)
             lines.append(f"| {kind.value}, {name} | {cells} |")
     lines += ["", "| held | in the second quarter | in the last |", "|---|---|---|"]
-    for name, title in _SAME.items():
+    for name, title in _HELD.items():
         before, after = ends(watch.sights, name)
         lines.append(f"| {title} | {before:.1f} | {after:.1f} |")
     lines += ["", "| left | |", "|---|---|", *(f"| {name} | {count} |" for name, count in left.items()), ""]
@@ -133,7 +132,7 @@ def told(
 
 def judged(clients: Clients, killer: Killer, watch: Watch, left: dict[str, int]) -> Iterator[str]:
     for kind in Kind:
-        if silent := clients.last[kind, Ending.SILENT] + clients.first[kind, Ending.SILENT]:
+        if silent := clients.last[kind, Ending.SILENT]:
             yield f"{silent} answers looked whole and were not"
         lost = [begun for begun in clients.lost[kind] if not while_shut(begun, killer.masters)]
         if lost:
@@ -141,7 +140,7 @@ def judged(clients: Clients, killer: Killer, watch: Watch, left: dict[str, int])
     for name, count in left.items():
         if count:
             yield f"{count} {name}"
-    for name, title in _SAME.items():
+    for name, title in _HELD.items():
         before, after = ends(watch.sights, name)
         if after > before * _GROWTH:
             yield f"{title} grew from {before:.1f} to {after:.1f}"

@@ -1,22 +1,18 @@
-"""What a stack holds while it runs: memory, descriptors, files; taken again and again."""
+"""What a stack holds while it runs: memory and descriptors, taken again and again."""
 
 from __future__ import annotations
 
 import contextlib
 import statistics
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import psutil
 
 from tests.integration.conftest import Stack
+from tests.soak.repeated import Repeated
 
 _EVERY = 2.0
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - it is looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,34 +22,20 @@ class Sight:
     supervisord: float
     proxy: float
     descriptors: int
-    processes: int
-    shared_memory: int
 
 
-class Watch:
+class Watch(Repeated):
     """Looks every other second, as long as it is entered."""
 
     def __init__(self, stack: Stack) -> None:
+        super().__init__(_EVERY)
         self._stack = stack
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look_on)
         self.sights: list[Sight] = []
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _look_on(self) -> None:
-        while not self._over.wait(_EVERY):
-            # A process that ends meanwhile, or a supervisord that is busy: then at the next look.
-            with contextlib.suppress(Exception):
-                self.sights.append(self._look())
+    def turn(self) -> None:
+        # A process that ends meanwhile, or a supervisord that is busy: then at the next look.
+        with contextlib.suppress(Exception):
+            self.sights.append(self._look())
 
     def _look(self) -> Sight:
         supervisord = self._stack.supervisord
@@ -64,8 +46,6 @@ class Watch:
             memory(psutil.Process(supervisord.pid)),
             sum(map(memory, proxy)),
             sum(process.num_fds() for process in proxy),
-            len(self._stack.processes()),
-            len(list(_SHARED_MEMORY.iterdir())),
         )
 
 

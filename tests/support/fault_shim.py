@@ -22,15 +22,13 @@ _HEALTH = b"GET /health "
 class Fault:
     """What happens on a connection: after `after` bytes an `end`; slices of `size` bytes, `pause` s apart.
 
-    `close` and `reset` end both sides, `hang` passes nothing more and keeps the connections. `late` closes
-    only a while after the worker has.
+    `close` and `reset` end both sides, `hang` passes nothing more and keeps the connections.
     """
 
     end: Literal["close", "reset", "hang", None] = None
     after: int = 0
     size: int = _READ
     pause: float = 0.0
-    late: float = 0.0
 
 
 SOUND = Fault()
@@ -113,7 +111,6 @@ class FaultShim:
         while fault.end is None or passed < fault.after:
             data = worker.recv(fault.size if fault.end is None else min(fault.size, fault.after - passed))
             if not data:
-                time.sleep(fault.late)
                 return
             time.sleep(fault.pause)
             passed += len(data)

@@ -350,12 +350,12 @@ def statuses_of(wire: Wire) -> list[int]:
 
 
 def sent_and_reached(stack: Stack, data: bytes) -> tuple[list[int], int]:
-    """Send it, and give the statuses that came and how many requests it became, further tries not counted."""
-    reached, retried = stack.count(), stack.retries()
+    """Send it, and give the statuses that came and how many requests reached a worker."""
+    before = stack.count()
     with stack.wire() as wire:
         statuses = statuses_of(wire.send(data))
     stack.wait_quiet()  # a client that is gone may have a request on its way to a worker
-    return statuses, stack.count() - reached - (stack.retries() - retried)
+    return statuses, stack.count() - before
 
 
 @given(data=mutated())

@@ -132,8 +132,8 @@ def test_a_worker_that_goes_silent_at_any_point_is_given_up_after_the_response_t
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault(size=1), Fault(size=3, pause=0.002), Fault(pause=0.1), Fault(late=0.3)],
-    ids=["byte by byte", "in slow slices", "late", "closed late"],
+    [Fault(size=1), Fault(size=3, pause=0.002), Fault(pause=0.1)],
+    ids=["byte by byte", "in slow slices", "late"],
 )
 @BOTH
 def test_what_comes_slowly_or_in_pieces_comes_whole(broken: Broken, data: bytes, fault: Fault) -> None:
