@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 LOOPBACK = "127.0.0.1"
 _UNIX = "unix:"
+# What listens on all addresses is found on loopback.
+_ANY = {"0.0.0.0": LOOPBACK, "::": "::1"}  # noqa: S104 - it is read, nothing listens by it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,11 @@ class UnixAddress:
 
 
 Address = TcpAddress | UnixAddress
+
+
+def seen_from_here(host: str) -> str:
+    """Give the host by which a client on this machine reaches what is bound to `host`."""
+    return _ANY.get(host, host)
 
 
 def parse_address(text: str) -> Address:

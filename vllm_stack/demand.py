@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 from vllm_stack.errors import UsageError
-from vllm_stack.model.fit import LARGEST_SIZE, WATCHED, Demand, parse_length, parse_number
+from vllm_stack.model.demand import LARGEST_SIZE, Demand
+from vllm_stack.model.doubts import WATCHED
 from vllm_stack.options import Options
-from vllm_stack.vllm_arguments import needed_share, value_of
+from vllm_stack.vllm_arguments import needed_share, parse_length, parse_number, value_of
 
 # These values are what vLLM does anyway.
 _NOTHING_NEW = {

@@ -12,11 +12,14 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from vllm_stack.errors import UsageError
 from vllm_stack.regular_file import read_regular
 from vllm_stack.sizes import MIB
 
 # vllm/config/cache.py, vLLM 0.32.
 DEFAULT_SHARE = 0.92
+AUTO = -1
+"""`--max-model-len auto`: as long as the memory allows."""
 # A key of a flat YAML file with a plain or a quoted value.
 _SETTING = re.compile(
     r"""^(["']?)([A-Za-z][\w-]*)\1[ \t]*:[ \t]+"""
@@ -44,6 +47,10 @@ _WHOLE = frozenset(
         "--watermark",
     }
 )
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])", re.ASCII)
+_SCALES = {letter: 10**power for letter, power in zip("kmgt", (3, 6, 9, 12), strict=True)} | {
+    letter: 2**power for letter, power in zip("KMGT", (10, 20, 30, 40), strict=True)
+}
 _NULL = ("", "~", "null", "Null", "NULL")
 
 
@@ -91,6 +98,41 @@ def needed_share(argv: Sequence[str]) -> float:
     except ValueError:
         return 0.0
     return share if 0 < share <= 1 else 0.0
+
+
+def parse_length(text: str) -> int:
+    """Read `--max-model-len` in tokens as vLLM does ("8k", "32K", "auto"), AUTO for -1 and "auto".
+
+    vllm/utils/argparse_utils.py, human_readable_int_or_auto. Raises `UsageError`.
+    """
+    if text.strip() == "-1" or text.strip().lower() == "auto":
+        return AUTO
+    return parse_number(text, "--max-model-len")
+
+
+def parse_number(text: str, option: str) -> int:
+    """Read a number above 0 as vLLM does: 8k is 8000, 8K is 8192, 1.5M is no number, 1.5m is.
+
+    vllm/utils/argparse_utils.py, human_readable_int. Raises `UsageError`.
+    """
+    try:
+        number = _human_number(text.strip())
+    except (ValueError, OverflowError):
+        raise UsageError(
+            f"{option} {text!r} is not a number: write it like 8192, 8k (8000) or 8K (8192); "
+            "only a small letter takes a fraction"
+        ) from None
+    if number < 1:
+        raise UsageError(f"{option} {text!r} must be above 0")
+    return number
+
+
+def _human_number(text: str) -> int:
+    match = _NUMBER.fullmatch(text)
+    if match is None:
+        return int(text)
+    number, letter = match.groups()
+    return int(float(number) * _SCALES[letter]) if letter.islower() else int(number) * _SCALES[letter]
 
 
 def _options(argv: Sequence[str]) -> Iterator[tuple[str, str]]:

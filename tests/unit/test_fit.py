@@ -13,20 +13,13 @@ from hypothesis import strategies as st
 
 from vllm_stack.errors import UsageError
 from vllm_stack.model.config import ModelConfig, parse_config
-from vllm_stack.model.fit import (
-    AUTO,
-    BLOCK,
-    WATCHED,
-    Demand,
-    Fit,
-    estimate,
-    kv_bytes_per_token,
-    longest_context,
-    parse_length,
-    parse_number,
-    smallest_size,
-)
+from vllm_stack.model.demand import Demand
+from vllm_stack.model.doubts import WATCHED
+from vllm_stack.model.estimate import estimate, longest_context, smallest_size
+from vllm_stack.model.fit import Fit
+from vllm_stack.model.kv_cache import BLOCK, bytes_per_token
 from vllm_stack.model.rules import splits
+from vllm_stack.vllm_arguments import AUTO, parse_length, parse_number
 
 CONFIGS = Path(__file__).parent / "configs"
 GIB = 2**30
@@ -81,7 +74,7 @@ def term(fit: Fit, name: str) -> Any:
 def test_a_token_takes_its_bytes_of_the_kv_cache(
     name: str, size: int, bits: int, per_token: int | None
 ) -> None:
-    assert kv_bytes_per_token(config(name), size, bits) == per_token
+    assert bytes_per_token(config(name), size, bits) == per_token
 
 
 def test_the_terms_are_weights_cache_and_the_rest() -> None:

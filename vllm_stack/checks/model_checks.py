@@ -11,7 +11,7 @@ from vllm_stack.errors import HubError, ModelError, StackError
 from vllm_stack.gpus.box import Gpu
 from vllm_stack.inventory import Inventory
 from vllm_stack.model.config import ModelConfig
-from vllm_stack.model.fit import AUTO, estimate, parse_length
+from vllm_stack.model.estimate import estimate
 from vllm_stack.model.hub import offline, uses_modelscope
 from vllm_stack.model.rules import (
     dtype_refusal,
@@ -23,7 +23,7 @@ from vllm_stack.model.rules import (
 from vllm_stack.options import Options
 from vllm_stack.placement import most_gpus
 from vllm_stack.sizes import gib
-from vllm_stack.vllm_arguments import value_of
+from vllm_stack.vllm_arguments import AUTO, parse_length, value_of
 
 
 def model(options: Options, inventory: Inventory) -> Finding:

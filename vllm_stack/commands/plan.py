@@ -11,7 +11,9 @@ from vllm_stack.deployment import Deployment
 from vllm_stack.gpus.box import Gpu, GpuBox
 from vllm_stack.gpus.mask import find
 from vllm_stack.model.config import ModelConfig
-from vllm_stack.model.fit import Demand, Fit, estimate, room_for
+from vllm_stack.model.demand import Demand
+from vllm_stack.model.estimate import estimate, room_for
+from vllm_stack.model.fit import Fit
 from vllm_stack.plan import ModelPlan, Plan, WorkerPlan
 from vllm_stack.ranges import ranges
 from vllm_stack.reasons import WHY

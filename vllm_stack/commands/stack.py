@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_stack.address import Address, TcpAddress, parse_address
+from vllm_stack.address import Address, TcpAddress, parse_address, seen_from_here
 from vllm_stack.errors import NoStack, StackError
 from vllm_stack.key_store import KeyPaths
 from vllm_stack.layout import Layout
@@ -28,8 +28,7 @@ class PublicDoor:
     @property
     def url(self) -> str:
         """Where a client on this machine finds it."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - it is read
-        return f"{self.scheme}://{TcpAddress(host, self.port)}/v1"
+        return f"{self.scheme}://{TcpAddress(seen_from_here(self.host), self.port)}/v1"
 
 
 @dataclass(frozen=True, slots=True)

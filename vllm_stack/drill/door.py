@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_stack.address import seen_from_here
 from vllm_stack.drill.answer import Ending, judge_answer
 from vllm_stack.errors import StackError
 
@@ -18,8 +19,6 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 _PATIENCE = 60.0  # seconds for a question before the drill; a first request may compile something
 _LOOK_PATIENCE = 5.0
-# What listens on all addresses is asked on loopback.
-_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Door:
         `opened` gets its socket as soon as there is one, before the TLS handshake: whoever shuts it
         down ends any wait on it. Raises `OSError`.
         """
-        host = _ANY.get(self.host, self.host)
+        host = seen_from_here(self.host)
         sock: socket.socket = socket.create_connection((host, self.port), timeout)
         opened(sock)
         try:
