@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_stack.commands.fetch import Lines
+from vllm_stack.commands.download import Lines
 from vllm_stack.errors import HubError
 from vllm_stack.model import hub, hub_cache, hub_files
 from vllm_stack.sizes import GIB, MIB

@@ -10,140 +10,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_stack.model.config_facts import (
+    ATTENTION,
+    BITS,
+    DEFAULTS,
+    DTYPES,
+    FALCONS,
+    HEAD_SIZES,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    LAYERS,
+    LENGTHS,
+    MARKS_OF_PARTS,
+    MIXERS,
+    MLA,
+    NO_MODELS,
+    ONE_KV_HEAD_EACH,
+    PATTERNS,
+    SCALED,
+    TEXT_CONFIGS,
+    UNEVEN,
+    VOCABULARY_STEP,
+    WIDTHS,
+    WRITERS,
+)
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
 _DEEPEST = 4
 _LARGEST = 2**50
-
-_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_HIDDEN = ("hidden_size", "n_embd", "d_model")
-_HEAD_SIZES = ("head_dim", "hidden_size_per_head", "attention_head_dim", "kv_channels", "d_kv")
-_KV_HEADS = (
-    "n_head_kv",
-    "num_kv_heads",
-    "num_key_value_heads",
-    "multi_query_group_num",
-    "num_attention_groups",
-)
-_WIDTHS = (
-    "intermediate_size",
-    "moe_intermediate_size",
-    "shared_expert_intermediate_size",
-    "ffn_hidden_size",
-    "n_inner",
-    "ffn_dim",
-)
-_VOCABULARY_STEP = 64
-# Parts of a config that are no models of their own; the next are marks of models that vLLM loads in part
-# (models/phi4mm.py and kimi_audio.py, hf_to_vllm_mapper) and that have no parts in the config.
-_NO_MODELS = _words(
-    "attn_config compression_config ffn_config generation_config init_config linear_attn_config "
-    "quantization_config"
-)
-_MARKS_OF_PARTS = ("embd_layer", "kimia_mimo_layers", "vision_lora")
-_LENGTHS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "seq_length",
-    "model_max_length",
-    "max_target_positions",
-    "max_sequence_length",
-    "max_seq_length",
-    "seq_len",
-)
-# Published configs lean on these defaults of the classes of transformers.
-_DEFAULTS: Mapping[str, Mapping[str, int]] = {
-    "ernie4_5": {"num_key_value_heads": 2},
-    "gemma": {"head_dim": 256, "num_key_value_heads": 16},
-    "gemma2": {"head_dim": 256, "num_key_value_heads": 4, "sliding_window": 4096},
-    "gemma3_text": {
-        "head_dim": 256,
-        "hidden_size": 2304,
-        "max_position_embeddings": 131072,
-        "num_attention_heads": 8,
-        "num_hidden_layers": 26,
-        "num_key_value_heads": 4,
-        "sliding_window": 4096,
-    },
-    "glm": {"head_dim": 128, "num_key_value_heads": 2},
-    "glm4": {"head_dim": 128, "num_key_value_heads": 2},
-    "gpt_oss": {"head_dim": 64, "num_key_value_heads": 8, "sliding_window": 128},
-    "llama4_text": {"head_dim": 128, "num_key_value_heads": 8},
-    "mistral": {"num_key_value_heads": 8},
-    "mixtral": {"num_key_value_heads": 8},
-    "phimoe": {"num_key_value_heads": 8},
-    "qwen3": {"head_dim": 128, "num_key_value_heads": 32},
-    "qwen3_moe": {"num_key_value_heads": 4},
-    "smollm3": {"num_key_value_heads": 4},
-    "starcoder2": {"num_key_value_heads": 2},
-}
-# Without a field for KV heads these have as many as attention heads; others may have a name of their own.
-_ONE_KV_HEAD_EACH = _words(
-    "baichuan bloom cohere cohere2 codegen gpt2 gpt_neo gpt_neox gptj granite internlm llama mpt olmo olmo2 "
-    "opt persimmon phi phi3 qwen stablelm"
-)
-_FALCONS = frozenset({"falcon", "RefinedWeb", "RefinedWebModel"})
-# vllm/transformers_utils/model_arch_config_convertor.py, is_deepseek_mla.
-_MLA = _words(
-    "axk1 deepseek_v2 deepseek_v3 deepseek_v32 dots3_note deepseek_mtp k3_dspark glm5_next glm5_next_text "
-    "glm_moe_dsa glm4_moe_lite glm4_moe_lite_mtp kimi_k2 kimi_linear longcat_flash pangu_ultra_moe "
-    "pangu_ultra_moe_mtp bailing_hybrid bailing_hybrid_mtp bailing_hybrid_v3_mtp hy_v4 hy_v4_mtp"
-)
-_ATTENTION = _words(
-    "* attention full_attention sliding_attention chunked_attention indexed_attention "
-    "deepseek_sparse_attention qwen_sparse_attention"
-)
-_MIXERS = (
-    "attn_layer_period",
-    "conv_L_cache",
-    "full_attention_interval",
-    "hybrid_override_pattern",
-    "linear_attn_config",
-    "linear_num_value_heads",
-    "mamba_d_conv",
-    "mamba_d_state",
-    "ssm_cfg",
-    "ssm_state_size",
-    "state_size",
-    "time_mix_extra_dim",
-)
-# Layers that differ in more than their window: one figure for all would be wrong.
-_UNEVEN = (
-    "attention_other_setting",
-    "block_configs",
-    "compress_ratios",
-    "cross_attention_layers",
-    "global_head_dim",
-    "hybrid_layer_pattern",
-    "per_layer_config",
-    "swa_head_dim",
-    "swa_num_key_value_heads",
-)
-# Every n-th layer sees all, the others a window: the rule of the family, where the config does not tell.
-_PATTERNS = {
-    "cohere2": 4,
-    "exaone4": 4,
-    "gemma2": 2,
-    "gemma3": 6,
-    "gemma3_text": 6,
-    "gpt_oss": 2,
-    "olmo3": 4,
-}
-_WRITERS = ("ForCausalLM", "ForConditionalGeneration", "ChatModel", "LMHeadModel")
-DTYPES = {"half": "float16", "float": "float32", "float16": "float16"} | {
-    name: name for name in ("bfloat16", "float32", "float8_e4m3fn", "float8_e5m2")
-}
-# Types of rope whose factor is in the maximum already (vllm/config/model.py, _get_and_verify_max_len).
-_SCALED = frozenset(
-    {"su", "longrope", "llama3", "yarn", "telechat3-yarn", "deepseek_yarn", "deepseek_llama_scaling"}
-)
-_BITS = {"mxfp4": 4, "nvfp4": 4, "modelopt_fp4": 4, "fp8": 8, "fbgemm_fp8": 8, "mxfp8": 8, "modelopt": 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +87,8 @@ def parse_config(raw: object, quantization: object = None) -> ModelConfig:
     config = raw if isinstance(raw, dict) else {}
     text = _text_part(config, _DEEPEST)
     kind = _word(text.get("model_type"))
-    heads = _find(text, _HEADS)
-    layers = _find(text, _LAYERS)
+    heads = _find(text, HEADS)
+    layers = _find(text, LAYERS)
     quantized = _quantization(config, text, quantization)
     method = _method(quantized)
     hybrid = _is_hybrid(text)
@@ -226,17 +120,17 @@ def parse_config(raw: object, quantization: object = None) -> ModelConfig:
 
 def _text_part(config: Mapping[str, Any], depth: int) -> dict[str, Any]:
     """Give the part that describes the language model, with the defaults of its class filled in."""
-    for name in _TEXT_CONFIGS:
+    for name in TEXT_CONFIGS:
         nested = config.get(name)
         if isinstance(nested, dict) and depth:
             part = _text_part(nested, depth - 1)
-            if _find(part, _HEADS) is not None:
+            if _find(part, HEADS) is not None:
                 return part
-    defaults = _DEFAULTS.get(_word(config.get("model_type")) or "", {})
+    defaults = DEFAULTS.get(_word(config.get("model_type")) or "", {})
     given = {name: value for name, value in config.items() if value is not None}
     # KV heads under another name must not meet the default of this one.
-    if any(name in given for name in _KV_HEADS):
-        defaults = {name: value for name, value in defaults.items() if name not in _KV_HEADS}
+    if any(name in given for name in KV_HEADS):
+        defaults = {name: value for name, value in defaults.items() if name not in KV_HEADS}
     return {**defaults, **given}
 
 
@@ -279,7 +173,7 @@ def _is_in_parts(config: Mapping[str, Any]) -> bool:
     vllm/model_executor/models, where a prefix is mapped to None.
     """
     parts = (name for name, value in config.items() if name.endswith("_config") and isinstance(value, dict))
-    return any(name not in _NO_MODELS for name in parts) or any(name in config for name in _MARKS_OF_PARTS)
+    return any(name not in NO_MODELS for name in parts) or any(name in config for name in MARKS_OF_PARTS)
 
 
 def _widths(text: Mapping[str, Any]) -> tuple[int, ...]:
@@ -288,28 +182,28 @@ def _widths(text: Mapping[str, Any]) -> tuple[int, ...]:
     ColumnParallelLinear of vllm/model_executor/layers/linear.py, FusedMoEConfig of
     fused_moe/config.py, VocabParallelEmbedding of vocab_parallel_embedding.py.
     """
-    widths = [width for name in _WIDTHS if (width := as_count(text.get(name))) is not None]
+    widths = [width for name in WIDTHS if (width := as_count(text.get(name))) is not None]
     if (vocabulary := as_count(text.get("vocab_size"))) is not None:
-        widths.append(-(-vocabulary // _VOCABULARY_STEP) * _VOCABULARY_STEP)
+        widths.append(-(-vocabulary // VOCABULARY_STEP) * VOCABULARY_STEP)
     return tuple(widths)
 
 
 def _kv_heads(text: Mapping[str, Any], kind: str | None, heads: int | None) -> int | None:
     nested = text.get("attn_config")
-    if kind in _FALCONS and text.get("multi_query") is True and not text.get("new_decoder_architecture"):
+    if kind in FALCONS and text.get("multi_query") is True and not text.get("new_decoder_architecture"):
         return 1
     if kind == "gpt_bigcode" and text.get("multi_query", True) is True:
         return 1
-    if any(text.get(name) is not None for name in _KV_HEADS):
-        return _find(text, _KV_HEADS)
+    if any(text.get(name) is not None for name in KV_HEADS):
+        return _find(text, KV_HEADS)
     if isinstance(nested, dict) and nested.get("kv_n_heads") is not None:
         return as_count(nested["kv_n_heads"])
-    return heads if kind in _ONE_KV_HEAD_EACH or kind in _FALCONS else None
+    return heads if kind in ONE_KV_HEAD_EACH or kind in FALCONS else None
 
 
 def _head_size(text: Mapping[str, Any], heads: int | None) -> int | None:
-    given = _find(text, _HEAD_SIZES)
-    hidden = _find(text, _HIDDEN)
+    given = _find(text, HEAD_SIZES)
+    hidden = _find(text, HIDDEN)
     if given is not None or heads is None or hidden is None:
         return given
     return hidden // heads or None
@@ -317,7 +211,7 @@ def _head_size(text: Mapping[str, Any], heads: int | None) -> int | None:
 
 def _latent(text: Mapping[str, Any], kind: str | None) -> int | None:
     rank, rope = as_count(text.get("kv_lora_rank")), as_count(text.get("qk_rope_head_dim"))
-    return rank + rope if kind in _MLA and rank and rope and "compress_ratios" not in text else None
+    return rank + rope if kind in MLA and rank and rope and "compress_ratios" not in text else None
 
 
 def _is_hybrid(text: Mapping[str, Any]) -> bool:
@@ -325,21 +219,21 @@ def _is_hybrid(text: Mapping[str, Any]) -> bool:
     for name in ("layer_types", "layers_block_type"):
         kinds = text.get(name)
         if isinstance(kinds, list) and kinds:
-            return not all(isinstance(kind, str) and kind in _ATTENTION for kind in kinds)
+            return not all(isinstance(kind, str) and kind in ATTENTION for kind in kinds)
     kinds = text.get("attn_type_list")
     if isinstance(kinds, list) and any(kind != 1 for kind in kinds):
         return True
-    return any(text.get(name) is not None for name in _MIXERS)
+    return any(text.get(name) is not None for name in MIXERS)
 
 
 def _cached_layers(
     config: Mapping[str, Any], text: Mapping[str, Any], layers: int | None, latent: int | None
 ) -> int | None:
-    uneven = any(text.get(name) is not None for name in _UNEVEN)
+    uneven = any(text.get(name) is not None for name in UNEVEN)
     # A value head of another size, or a latent that vLLM keeps spelled out.
     other = latent is None and any(text.get(name) is not None for name in ("v_head_dim", "kv_lora_rank"))
     encodes = bool(config.get("is_encoder_decoder") or text.get("is_encoder_decoder"))
-    writes = (_architecture(config) or "").endswith(_WRITERS)
+    writes = (_architecture(config) or "").endswith(WRITERS)
     if layers is None or uneven or other or encodes or not writes:
         return None
     if text.get("num_kv_shared_layers") in (None, 0):
@@ -374,13 +268,13 @@ def _layers_that_see_all(text: Mapping[str, Any], kind: str | None, layers: int)
     pattern = text.get("sliding_window_pattern") or text.get("_sliding_window_pattern")
     if isinstance(pattern, str):
         return layers // len(pattern) * (len(pattern) - pattern.count("L"))
-    every = as_count(pattern) or _PATTERNS.get(kind or "")
+    every = as_count(pattern) or PATTERNS.get(kind or "")
     return layers // every if every else 0
 
 
 def _max_length(text: Mapping[str, Any], kind: str | None) -> int | None:
     """Derive the longest sequence, in tokens (vllm/config/model.py, _get_and_verify_max_len)."""
-    given = [text[name] for name in _LENGTHS if text.get(name) is not None]
+    given = [text[name] for name in LENGTHS if text.get(name) is not None]
     lengths = [length for length in map(as_count, given) if length is not None]
     if not lengths or len(lengths) != len(given):
         return None
@@ -395,7 +289,7 @@ def _max_length(text: Mapping[str, Any], kind: str | None) -> int | None:
         return length
     factor: object = 1.0
     for rope in ropes:
-        if _rope_type(rope) not in _SCALED:
+        if _rope_type(rope) not in SCALED:
             factor = rope.get("factor", factor)
     if factor is None:
         factor = 1.0
@@ -460,7 +354,7 @@ def _quantization_bits(quantized: Mapping[str, Any], method: str | None) -> int 
             return bits
     if method == "bitsandbytes":
         return 4 if quantized.get("load_in_4bit") is True else 8
-    return _BITS.get(method or "")
+    return BITS.get(method or "")
 
 
 def _kv_dtype(text: Mapping[str, Any], quantized: Mapping[str, Any], method: str | None) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vllm_stack.model.config import DTYPES, ModelConfig
+from vllm_stack.model.config import ModelConfig
+from vllm_stack.model.config_facts import DTYPES
 
 # vllm/model_executor/layers/quantization: get_min_capability of the class that __init__.py,
 # get_quantization_config, gives to the method. fp8, AWQ and NVFP4 start at 7.5 since Marlin takes them
