@@ -114,8 +114,7 @@ lint: $(STACK)  ## Style, types, and which part may import which
 
 .PHONY: docs
 docs: $(STACK)  ## Write docs/cli.md and docs/causes.md anew, from what the code says of itself
-	$(BIN)/python -m vllm_stack.cli_reference docs/cli.md
-	$(BIN)/python -m vllm_stack.cause_reference docs/causes.md
+	$(BIN)/python -m vllm_stack.reference docs
 
 .PHONY: wire
 wire: $(STACK)  ## Write docs/wire.md anew: what nginx and haproxy make of odd requests (1 min; make bench-install)

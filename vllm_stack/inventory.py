@@ -14,7 +14,7 @@ from vllm_stack.gpus.box import GpuBox
 from vllm_stack.gpus.driver import read_box
 from vllm_stack.gpus.mask import MASK
 from vllm_stack.held_ports import ports_of_running_stack
-from vllm_stack.key_store import KeyPaths, present_keys
+from vllm_stack.keys.store import KeyPaths, present_keys
 from vllm_stack.layout import Layout
 from vllm_stack.machine import Machine, free_bytes, read_machine
 from vllm_stack.model.find import Model, read_model

@@ -92,7 +92,7 @@ def _made_stack(
     **settings: Any,
 ) -> dict[str, Any]:
     from vllm_stack.checks.run import check_names
-    from vllm_stack.keys import check_keys, read_key_file
+    from vllm_stack.keys.api_key import check_keys, read_key_file
     from vllm_stack.origins import parse_origins
     from vllm_stack.upstreams import read_upstream_keys
 

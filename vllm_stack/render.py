@@ -12,12 +12,12 @@ import jinja2
 from vllm_stack import __version__
 from vllm_stack.errors import OutputError
 from vllm_stack.files import File
-from vllm_stack.in_force import VARIABLE, fingerprint
-from vllm_stack.keys import hash_key
+from vllm_stack.keys.api_key import hash_key
 from vllm_stack.layout import is_plain
 from vllm_stack.options import Options
-from vllm_stack.plan import Plan, WorkerPlan
+from vllm_stack.planning.plan import Plan, WorkerPlan
 from vllm_stack.reasons import WHY
+from vllm_stack.records.in_force import VARIABLE, fingerprint
 
 
 def render(plan: Plan) -> list[File]:

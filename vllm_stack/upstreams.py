@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from vllm_stack.address import TcpAddress
 from vllm_stack.errors import UsageError
-from vllm_stack.keys import check_keys, read_key_file
+from vllm_stack.keys.api_key import check_keys, read_key_file
 
 _LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
 _HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")

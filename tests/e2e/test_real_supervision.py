@@ -22,7 +22,7 @@ from tests.e2e.conftest import KEY, RealStack
 from tests.e2e.test_real_vllm import all_ready, tree_of, worker_states
 from tests.support.polling import until
 from tests.support.processes import ProcessLedger, find_by_directory, is_alive
-from vllm_stack.shared_memory import SHM
+from vllm_stack.leftovers.shared_memory import SHM
 
 pytestmark = pytest.mark.timeout(900)
 

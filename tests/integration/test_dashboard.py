@@ -17,7 +17,7 @@ from tests.integration.proxy.harness import Answer, Stack, Wire, chat, get_json,
 from tests.support.chromium import Chromium, Page
 from tests.support.polling import throughout, until
 from vllm_stack.layout import failure_history, failure_record, phase_note
-from vllm_stack.phase import Phase, write_phase
+from vllm_stack.records.phase import Phase, write_phase
 from vllm_stack.worker.failure import new_failure, record_failure, remember_failure
 
 HOSTILE = "<img src=x onerror=window.hacked=1>"

@@ -7,14 +7,14 @@ from typing import Any
 
 from vllm_stack.checks.finding import Finding
 from vllm_stack.checks.run import run_checks
-from vllm_stack.deployment import Deployment
 from vllm_stack.gpus.box import Gpu, GpuBox
 from vllm_stack.inventory import Inventory
 from vllm_stack.machine import Machine
 from vllm_stack.model.config import ModelConfig
 from vllm_stack.model.find import Model
 from vllm_stack.options import Options
-from vllm_stack.plan import Plan, make_plan
+from vllm_stack.planning.deployment import Deployment
+from vllm_stack.planning.plan import Plan, make_plan
 from vllm_stack.vllm_command import VllmCommand
 
 GIB = 1024**3

@@ -15,8 +15,8 @@ from tests.unit.boxes import amd_box, gpu_box, inventory, options, plan_for
 from vllm_stack.errors import InsufficientGpus, UsageError
 from vllm_stack.gpus.amd_mask import hip_indices, hip_tokens, kept_masks, left_by_rocr, masks_in_force
 from vllm_stack.gpus.box import GpuBox, Link
-from vllm_stack.placement import places
-from vllm_stack.plan import Plan
+from vllm_stack.planning.placement import places
+from vllm_stack.planning.plan import Plan
 from vllm_stack.render import render
 
 BOX = amd_box(8)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_stack.key_store import KeyPaths
-from vllm_stack.keys import hash_key
+from vllm_stack.keys.api_key import hash_key
+from vllm_stack.keys.store import KeyPaths
 from vllm_stack.proxy.auth import check_key
 from vllm_stack.proxy.key_usage import KeyUsage
 from vllm_stack.proxy.keyring import Keyring

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from tests.unit.boxes import gpu_box, inventory, options
-from vllm_stack.auto import decide
 from vllm_stack.errors import ModelError, UsageError
 from vllm_stack.gpus.box import GpuProcess
 from vllm_stack.inventory import Inventory
 from vllm_stack.model.config import parse_config
 from vllm_stack.model.find import Model
 from vllm_stack.options import Options
+from vllm_stack.planning.auto import decide
 
 CONFIGS = Path(__file__).parent / "configs"
 BOTH = frozenset({"workers", "tensor_parallel_size"})

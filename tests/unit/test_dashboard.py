@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from vllm_stack.phase import Phase, PhaseNote
 from vllm_stack.proxy.admin_answer import is_here
 from vllm_stack.proxy.dashboard.engine import read_figures
 from vllm_stack.proxy.dashboard.files import read_files
 from vllm_stack.proxy.dashboard.log_page import MOST, UnknownLog, asked_log, read_log
 from vllm_stack.proxy.dashboard.past_failures import PastFailures
 from vllm_stack.proxy.dashboard.standing import judge, judge_upstream
+from vllm_stack.records.phase import Phase, PhaseNote
 from vllm_stack.worker.failure import new_failure, remember_failure
 
 RECORDED = Path(__file__).parent / "recorded" / "vllm-0.32.prom"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ import click
 import pytest
 
 from tests.wire.corpus import ACCEPTED, REFUSED
-from vllm_stack import cause_reference
 from vllm_stack.cli import group
+from vllm_stack.reference import causes
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks/README.md"]
@@ -21,6 +22,8 @@ _HEADING = re.compile(r"^#+ (?P<title>.+)$", re.MULTILINE)
 _SHELL = re.compile(r"^```sh\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`(?P<text>[^`\n]+)`")
 _TARGET = re.compile(r"^(?P<name>[a-z-]+):", re.MULTILINE)
+# A link in the words `module.Name`, or `module.Class.method`.
+_SYMBOL = re.compile(r"\[`(?P<module>\w+)\.(?P<name>(?!py`)[\w.]+)`\]\((?P<target>[^)\s]+\.py)\)")
 _FILE = re.compile(r"[\w./-]+\.(?:py|c|j2|toml|sh|lua)")
 # Places where a file is looked for that is named by less than its whole path.
 _PLACES = ("vllm_stack", "tests", "benchmarks", "templates", "docs")
@@ -106,6 +109,29 @@ def test_every_file_of_ours_that_is_named_is_there(page: Path) -> None:
                 assert any(path.endswith(f"/{name}") for path in known), name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=called)
+def test_what_is_linked_by_its_name_in_a_module_is_defined_there(page: Path) -> None:
+    for match in _SYMBOL.finditer(prose(page)):
+        module = (page.parent / match["target"]).resolve()
+        assert match["module"] == module.stem, match["target"]
+        assert match["name"] in defined(module), match["name"]
+
+
+def defined(module: Path) -> set[str]:
+    """Give the names that a module defines, methods behind their class."""
+    names: set[str] = set()
+    for node in ast.parse(module.read_text("utf-8")).body:
+        inside = [node, *node.body] if isinstance(node, ast.ClassDef) else [node]
+        for one in inside:
+            named = [
+                getattr(one, "name", None),
+                *(getattr(t, "id", None) for t in getattr(one, "targets", ())),
+            ]
+            before = f"{node.name}." if one is not node and isinstance(node, ast.ClassDef) else ""
+            names |= {before + name for name in named if name}
+    return names
+
+
 def expanded(text: str) -> Iterator[str]:
     """Give the names that a span with braces stands for, as a shell would."""
     braces = re.fullmatch(r"(?P<before>[^{]*)\{(?P<names>[^}]*)\}(?P<after>.*)", text)
@@ -129,7 +155,7 @@ def test_every_page_can_be_reached_from_the_first_one() -> None:
 
 def test_the_page_of_causes_is_what_the_rules_say() -> None:
     page = (ROOT / "docs/causes.md").read_text("utf-8")
-    assert page == cause_reference.reference(), "the rules have changed: run `make docs`"
+    assert page == causes.reference(), "the rules have changed: run `make docs`"
 
 
 def test_the_page_of_odd_requests_has_all_of_them_with_our_answers() -> None:

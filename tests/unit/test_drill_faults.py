@@ -24,7 +24,7 @@ from vllm_stack.drill.interrupts import ending_once
 from vllm_stack.drill.trees import left_over, record, record_tree
 from vllm_stack.errors import StackError
 from vllm_stack.layout import Layout
-from vllm_stack.leftovers import Identity
+from vllm_stack.leftovers.processes import Identity
 from vllm_stack.supervisor_rpc import Supervisor
 
 CHILD = """

@@ -10,7 +10,7 @@ import pytest
 
 from vllm_stack.errors import OutputError, PortError, UsageError
 from vllm_stack.files import File, make_directories, write_files
-from vllm_stack.keys import check_keys, hash_key, new_key, read_key_file
+from vllm_stack.keys.api_key import check_keys, hash_key, new_key, read_key_file
 from vllm_stack.ports import PortUse, can_bind, check_free
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_stack.in_force import adopt, fingerprint, fingerprint_of, kept_options, options_in_force
+from vllm_stack.records.in_force import adopt, fingerprint, fingerprint_of, kept_options, options_in_force
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from vllm_stack.errors import StackError, UsageError
-from vllm_stack.key_file import (
+from vllm_stack.keys.api_key import hash_key, new_client_key
+from vllm_stack.keys.named import (
     MOST_NAMED,
     KeyFile,
     NamedKey,
@@ -21,7 +22,6 @@ from vllm_stack.key_file import (
     with_rotated,
     without,
 )
-from vllm_stack.keys import hash_key, new_client_key
 from vllm_stack.moments import parse_duration, parse_end
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)

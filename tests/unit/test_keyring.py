@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from vllm_stack import key_store
 from vllm_stack.errors import StackError
 from vllm_stack.files import File, write_files
-from vllm_stack.key_file import KeyFile, NamedKey, encode, with_added, with_rotated, without
-from vllm_stack.key_store import KeyPaths, change_keys, present_keys, read_keys
-from vllm_stack.keys import hash_key
+from vllm_stack.keys import store as key_store
+from vllm_stack.keys.api_key import hash_key
+from vllm_stack.keys.named import KeyFile, NamedKey, encode, with_added, with_rotated, without
+from vllm_stack.keys.store import KeyPaths, change_keys, present_keys, read_keys
 from vllm_stack.proxy.key_usage import NO_FILE, KeyUsage
 from vllm_stack.proxy.keyring import Keyring
 from vllm_stack.proxy.settings import KeySettings

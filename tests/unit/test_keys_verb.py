@@ -18,7 +18,7 @@ from tests.support.refusal import assert_refused
 from tests.unit.boxes import inventory, options, plan_for
 from vllm_stack import cli
 from vllm_stack.files import make_directories, write_files
-from vllm_stack.keys import hash_key
+from vllm_stack.keys.api_key import hash_key
 from vllm_stack.render import render
 
 Run = Callable[..., tuple[int, str, str]]

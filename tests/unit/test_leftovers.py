@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.polling import until
 from tests.support.processes import ProcessLedger, is_alive
-from vllm_stack.leftovers import MARKER, Identity, find_leftovers, sweep
+from vllm_stack.leftovers.processes import MARKER, Identity, find_leftovers, sweep
 from vllm_stack.program import boot_id
 
 TITLE = "vllm-stack:out-12345678:worker-1"
@@ -114,7 +114,7 @@ def test_the_marker_is_a_sign_and_only_the_whole_of_it(identity: Identity, ledge
 def test_this_process_and_its_ancestors_are_spared(identity: Identity) -> None:
     """`down` may be typed in a shell that stands in the box, or carries the marker."""
     child = (
-        "import sys; from pathlib import Path; from vllm_stack.leftovers import Identity, sweep\n"
+        "import sys; from pathlib import Path; from vllm_stack.leftovers.processes import Identity, sweep\n"
         "print(sweep(Identity(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])), print))"
     )
     shell = f'"{sys.executable}" -c "$1" "$2" "$3" "$4"; echo alive'
@@ -189,7 +189,7 @@ def test_a_damaged_record_of_the_last_life_is_none(identity: Identity, text: str
 def test_a_life_is_recorded_only_by_the_leader_of_a_group(identity: Identity, ledger: ProcessLedger) -> None:
     """Run by hand, a wrapper may be a guest in another's group, which must never be swept."""
     code = (
-        "import os, sys; from pathlib import Path; from vllm_stack.leftovers import Identity\n"
+        "import os, sys; from pathlib import Path; from vllm_stack.leftovers.processes import Identity\n"
         "if os.fork() == 0:\n"
         "    Identity('t', Path('/'), Path(sys.argv[1])).record_life(); os._exit(0)\n"
         "os.wait()\n"
@@ -241,7 +241,7 @@ def test_a_process_that_ends_while_it_is_looked_at_is_not_there(
         assert process in find_leftovers(identity)
     monkeypatch.setattr(psutil, "process_iter", lambda: iter([process]))
     monkeypatch.setattr(process, "uids", psutil.Process().uids)
-    monkeypatch.setattr("vllm_stack.leftovers.lives", lambda process: True)
+    monkeypatch.setattr("vllm_stack.leftovers.processes.lives", lambda process: True)
     assert find_leftovers(identity) == []
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_stack.lives import Lives, count_failure, count_start, read_lives
+from vllm_stack.records.lives import Lives, count_failure, count_start, read_lives
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.promql import questions
 from tests.unit.boxes import inventory, options, plan_for
 from vllm_stack.address import TcpAddress
-from vllm_stack.lives import Lives
 from vllm_stack.proxy.door import Door
 from vllm_stack.proxy.exposition import merge, read_families
 from vllm_stack.proxy.own_metrics import OwnMetrics, server_labels
@@ -25,6 +24,7 @@ from vllm_stack.proxy.routes import HEALTH, LIVENESS
 from vllm_stack.proxy.scoreboard import Scoreboard
 from vllm_stack.proxy.settings import KeyPaths, KeySettings, ProxySettings, Server
 from vllm_stack.proxy.worker_records import LastFailure, WorkerRecords
+from vllm_stack.records.lives import Lives
 from vllm_stack.render import render
 
 RECORDED = Path(__file__).parent / "recorded" / "vllm-0.32.prom"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_stack.phase import Phase, read_phase, write_phase
+from vllm_stack.records.phase import Phase, read_phase, write_phase
 
 
 def test_a_phase_is_read_back_with_its_reason(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_the_note_of_a_wrapper_that_is_gone_says_nothing(tmp_path: Path) -> None
     """It died without a word, and what it said last was: ready."""
     path = tmp_path / "worker-0.phase.json"
     program = (
-        "import sys; from pathlib import Path; from vllm_stack.phase import Phase, write_phase\n"
+        "import sys; from pathlib import Path; from vllm_stack.records.phase import Phase, write_phase\n"
         "write_phase(Path(sys.argv[1]), Phase.READY)"
     )
     subprocess.run([sys.executable, "-c", program, str(path)], check=True)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tests.unit.boxes import gpu_box, inventory, machine, options, plan_for
 from vllm_stack.address import TcpAddress, UnixAddress
-from vllm_stack.cpu_share import split_cores
 from vllm_stack.errors import InsufficientGpus, OutputError, PortError, UsageError
 from vllm_stack.gpus.box import GpuBox
+from vllm_stack.planning.cpu_share import split_cores
 from vllm_stack.ports import port_uses
 
 

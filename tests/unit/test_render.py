@@ -18,7 +18,7 @@ from vllm_stack.errors import OutputError
 from vllm_stack.files import File
 from vllm_stack.gpus.box import GpuBox
 from vllm_stack.model.find import Model
-from vllm_stack.plan import Plan
+from vllm_stack.planning.plan import Plan
 from vllm_stack.render import render
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.boxes import inventory, options
-from vllm_stack.deployment import Deployment, check_distinct
 from vllm_stack.errors import UsageError
+from vllm_stack.planning.deployment import Deployment, check_distinct
 from vllm_stack.served_names import served_names
 
 

@@ -21,7 +21,7 @@ from tests.unit.boxes import amd_box, inventory, options, plan_for
 from vllm_stack import cli
 from vllm_stack.errors import OutputError
 from vllm_stack.gpus.box import GpuBox
-from vllm_stack.plan import Plan
+from vllm_stack.planning.plan import Plan
 from vllm_stack.render import render
 from vllm_stack.service import Service, assignment, divide, read_service
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from vllm_stack.shared_memory import SHM, SharedMemory
+from vllm_stack.leftovers.shared_memory import SHM, SharedMemory
 
 # Maps a file and says so; then waits to be killed.
 MAPPER = """

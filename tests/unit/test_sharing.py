@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from tests.unit.boxes import GIB, amd_box, gpu_box, inventory, machine, options
 from vllm_stack.checks.finding import Finding
 from vllm_stack.checks.run import refuse, run_checks
-from vllm_stack.deployment import Deployment
 from vllm_stack.errors import ModelError, StackError, UsageError
 from vllm_stack.gpus.box import GpuBox, GpuProcess, Link, MigDevice
 from vllm_stack.model.config import ModelConfig
 from vllm_stack.model.find import Model
-from vllm_stack.placement import places
-from vllm_stack.plan import make_plan
-from vllm_stack.sharing import share_out
+from vllm_stack.planning.deployment import Deployment
+from vllm_stack.planning.placement import places
+from vllm_stack.planning.plan import make_plan
+from vllm_stack.planning.sharing import share_out
 
 LOW_SHARE = ("--gpu-memory-utilization", "0.4")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vllm_stack.drain_order import DrainOrder, Reason
-from vllm_stack.phase import Phase, PhaseNote
+from vllm_stack.records.drain_order import DrainOrder, Reason
+from vllm_stack.records.phase import Phase, PhaseNote
 from vllm_stack.roll.record import RollRecord
 from vllm_stack.status.picture import Pace, Picture, compose
 from vllm_stack.status.sights import Place, ProxySight, Sights, Standing, WorkerSight

@@ -11,8 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from vllm_stack.gpus.usage import GpuUsage
-from vllm_stack.lives import Lives
-from vllm_stack.phase import Phase, PhaseNote
+from vllm_stack.records.lives import Lives
+from vllm_stack.records.phase import Phase, PhaseNote
 from vllm_stack.status.as_json import as_json
 from vllm_stack.status.columns import Column, pack
 from vllm_stack.status.figures import Figures

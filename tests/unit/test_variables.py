@@ -10,8 +10,8 @@ import click
 import pytest
 
 from vllm_stack.cli import group
-from vllm_stack.in_force import VARIABLE
 from vllm_stack.native import SWITCH
+from vllm_stack.records.in_force import VARIABLE
 from vllm_stack.verbs.group import Group, options_of, own_variable, with_subcommands
 
 ALL = [

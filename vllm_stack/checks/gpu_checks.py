@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm_stack.checks.finding import Finding, ok, refused, warning
-from vllm_stack.deployment import Deployment
 from vllm_stack.errors import InsufficientGpus, StackError
 from vllm_stack.gpus.assignment import Slice
 from vllm_stack.gpus.box import Gpu, Vendor
 from vllm_stack.inventory import Inventory
 from vllm_stack.options import Options
-from vllm_stack.placement import WITHOUT_A_DRIVER, places
+from vllm_stack.planning.deployment import Deployment
+from vllm_stack.planning.placement import WITHOUT_A_DRIVER, places
 from vllm_stack.sizes import gib
 from vllm_stack.vllm_arguments import needed_share
 from vllm_stack.vllm_command import VllmCommand

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vllm_stack.checks.finding import Finding, ok, refused, warning
-from vllm_stack.cpu_share import kv_cache_bytes
-from vllm_stack.deployment import Deployment, check_distinct
 from vllm_stack.errors import MachineError, PortError, UsageError
 from vllm_stack.inventory import Inventory
 from vllm_stack.layout import Layout
-from vllm_stack.option_rules import check_options
 from vllm_stack.options import Options
+from vllm_stack.planning.cpu_share import kv_cache_bytes
+from vllm_stack.planning.deployment import Deployment, check_distinct
+from vllm_stack.planning.option_rules import check_options
 from vllm_stack.ports import check_overlap, port_uses
 from vllm_stack.ranges import ranges
 from vllm_stack.sizes import GIB, MIB, gib

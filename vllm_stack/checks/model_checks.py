@@ -6,7 +6,6 @@ import os
 
 from vllm_stack.checks.finding import Finding, ok, refused, warning
 from vllm_stack.checks.gpu_checks import slices_or_none
-from vllm_stack.demand import config_is_overridden, demand_of
 from vllm_stack.errors import HubError, ModelError, StackError
 from vllm_stack.gpus.box import Gpu
 from vllm_stack.inventory import Inventory
@@ -21,7 +20,8 @@ from vllm_stack.model.rules import (
     quantization_refusal,
 )
 from vllm_stack.options import Options
-from vllm_stack.placement import most_gpus
+from vllm_stack.planning.demand import config_is_overridden, demand_of
+from vllm_stack.planning.placement import most_gpus
 from vllm_stack.sizes import gib
 from vllm_stack.vllm_arguments import AUTO, parse_length, value_of
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from vllm_stack.checks import gpu_checks, machine_checks, model_checks, vllm_checks
 from vllm_stack.checks.finding import Finding
-from vllm_stack.deployment import Deployment
 from vllm_stack.errors import UsageError, about
 from vllm_stack.inventory import Inventory
 from vllm_stack.options import Options
+from vllm_stack.planning.deployment import Deployment
 
 _Look = Callable[[Sequence[Deployment]], Iterator[tuple[str, Finding | None]]]
 

@@ -13,7 +13,7 @@ import click
 from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.errors import StackError
 from vllm_stack.layout import life_record, phase_note, shared_memory_record, stopping_notice
-from vllm_stack.shared_memory import SharedMemory
+from vllm_stack.leftovers.shared_memory import SharedMemory
 
 
 @dataclass(frozen=True, slots=True)

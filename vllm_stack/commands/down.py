@@ -12,7 +12,7 @@ import psutil
 
 from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.errors import StackError
-from vllm_stack.leftovers import lives
+from vllm_stack.leftovers.processes import lives
 
 _TICK = 0.1
 

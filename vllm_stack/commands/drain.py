@@ -12,9 +12,9 @@ import click
 
 from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.commands.standing import Standing, ask_standings, others_open, server_named
-from vllm_stack.drain_order import Reason, give_order, read_order
 from vllm_stack.errors import StackError
 from vllm_stack.layout import drain_order
+from vllm_stack.records.drain_order import Reason, give_order, read_order
 from vllm_stack.user_name import user_name
 
 # Seconds between two looks; the proxy heeds an order within 0.2 s.

@@ -9,10 +9,10 @@ import click
 
 from vllm_stack.checks.finding import Finding
 from vllm_stack.checks.run import run_checks
-from vllm_stack.deployment import Deployment
 from vllm_stack.inventory import take_inventory, taken_port
 from vllm_stack.options import Options
-from vllm_stack.sharing import share_out
+from vllm_stack.planning.deployment import Deployment
+from vllm_stack.planning.sharing import share_out
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ import click
 from vllm_stack.commands.proxy_keys import PATIENCE, ProxyKeys, Taken, ask_keys, await_taken
 from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.errors import StackError
-from vllm_stack.key_file import KeyFile, NamedKey, check_name, shown, with_added, with_rotated, without
-from vllm_stack.key_store import KeyPaths, change_keys, present_keys
-from vllm_stack.keys import hash_key, new_client_key
+from vllm_stack.keys.api_key import hash_key, new_client_key
+from vllm_stack.keys.named import KeyFile, NamedKey, check_name, shown, with_added, with_rotated, without
+from vllm_stack.keys.store import KeyPaths, change_keys, present_keys
 from vllm_stack.moments import parse_duration, parse_end
 
 # Digits of a digest that are shown: enough to tell keys apart, too few to be of any use.

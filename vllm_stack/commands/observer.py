@@ -19,14 +19,14 @@ from typing import Any, Self
 
 from vllm_stack.address import LOOPBACK, TcpAddress
 from vllm_stack.commands.stack import Stack
-from vllm_stack.drain_order import read_order
 from vllm_stack.errors import NoStack
 from vllm_stack.gpus.usage import GpuUsage, read_usage
 from vllm_stack.layout import drain_order, failure_record, lives_record, phase_note
-from vllm_stack.lives import read_lives
 from vllm_stack.local_http import fetch
 from vllm_stack.log_tail import last_lines
-from vllm_stack.phase import Phase, PhaseNote, read_phase
+from vllm_stack.records.drain_order import read_order
+from vllm_stack.records.lives import read_lives
+from vllm_stack.records.phase import Phase, PhaseNote, read_phase
 from vllm_stack.roll.record import read_roll
 from vllm_stack.status.figures import Figures, read_figures
 from vllm_stack.status.looks import Look

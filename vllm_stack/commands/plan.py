@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from vllm_stack.checks.run import row_name
 from vllm_stack.commands.render import Rendered
-from vllm_stack.demand import demand_of
-from vllm_stack.deployment import Deployment
 from vllm_stack.gpus.box import Gpu, GpuBox
 from vllm_stack.gpus.mask import find
 from vllm_stack.model.config import ModelConfig
 from vllm_stack.model.demand import Demand
 from vllm_stack.model.estimate import estimate, room_for
 from vllm_stack.model.fit import Fit
-from vllm_stack.plan import ModelPlan, Plan, WorkerPlan
+from vllm_stack.planning.demand import demand_of
+from vllm_stack.planning.deployment import Deployment
+from vllm_stack.planning.plan import ModelPlan, Plan, WorkerPlan
 from vllm_stack.ranges import ranges
 from vllm_stack.reasons import WHY
 from vllm_stack.sizes import gib

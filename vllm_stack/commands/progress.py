@@ -19,7 +19,7 @@ from vllm_stack.commands.watch_workers import (
     log_tail,
     look_at,
 )
-from vllm_stack.leftovers import Identity
+from vllm_stack.leftovers.processes import Identity
 from vllm_stack.worker.failure import Failure
 
 # An answer that takes longer (seconds) is as good as none: Ctrl-C waits for it.

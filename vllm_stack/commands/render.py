@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from vllm_stack.checks.run import advice, refuse
 from vllm_stack.commands.examine import Examined, examine
 from vllm_stack.files import File, make_directories, shown, write_files
-from vllm_stack.keys import new_key
+from vllm_stack.keys.api_key import new_key
 from vllm_stack.options import Options
-from vllm_stack.plan import ModelPlan, Plan, make_plan
+from vllm_stack.planning.plan import ModelPlan, Plan, make_plan
 from vllm_stack.render import render
 
 

@@ -13,7 +13,7 @@ from vllm_stack.commands.stack import Stack
 from vllm_stack.commands.watch_workers import LOOK_EVERY, SPEAK_EVERY, failure_of, log_tail, look_at
 from vllm_stack.errors import StackError
 from vllm_stack.layout import phase_note
-from vllm_stack.phase import Phase, read_phase
+from vllm_stack.records.phase import Phase, read_phase
 from vllm_stack.worker.failure import Failure
 from vllm_stack.worker.probe import Probe
 

@@ -32,11 +32,11 @@ from vllm_stack.commands.restart import restart
 from vllm_stack.commands.stack import Stack, find_stack
 from vllm_stack.commands.standing import ask_reloads, server_named
 from vllm_stack.commands.watch_workers import LOOK_EVERY
-from vllm_stack.drain_order import Reason, give_order, read_order
 from vllm_stack.drill.interrupts import ending_once
 from vllm_stack.errors import NoStack, StackError, UsageError
-from vllm_stack.in_force import adopt, fingerprint_of, kept_options
 from vllm_stack.layout import drain_order
+from vllm_stack.records.drain_order import Reason, give_order, read_order
+from vllm_stack.records.in_force import adopt, fingerprint_of, kept_options
 from vllm_stack.roll.changes import Rendered, obstacles
 from vllm_stack.roll.record import RollRecord, begin_or_go_on, read_roll, write_roll
 from vllm_stack.roll.warm_up import warm_up

@@ -10,9 +10,9 @@ from typing import Any
 
 from vllm_stack.address import Address, TcpAddress, parse_address, seen_from_here
 from vllm_stack.errors import NoStack, StackError
-from vllm_stack.key_store import KeyPaths
+from vllm_stack.keys.store import KeyPaths
 from vllm_stack.layout import Layout
-from vllm_stack.leftovers import Identity, sweep
+from vllm_stack.leftovers.processes import Identity, sweep
 from vllm_stack.supervisor_rpc import Supervisor
 
 

@@ -12,7 +12,7 @@ import psutil
 
 from vllm_stack.errors import OutputError, StackError
 from vllm_stack.layout import Layout
-from vllm_stack.leftovers import lives
+from vllm_stack.leftovers.processes import lives
 from vllm_stack.log_tail import last_lines
 from vllm_stack.process_end import describe_end
 from vllm_stack.program import (

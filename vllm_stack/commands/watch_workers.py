@@ -9,7 +9,7 @@ from vllm_stack.commands.stack import Stack
 from vllm_stack.commands.standing import ask_standings
 from vllm_stack.layout import failure_record, phase_note
 from vllm_stack.log_tail import last_lines
-from vllm_stack.phase import Phase, read_phase
+from vllm_stack.records.phase import Phase, read_phase
 from vllm_stack.worker.failure import Failure, last_failure
 
 # How often those that wait look, and how often they speak although nothing changed (seconds).

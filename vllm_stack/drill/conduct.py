@@ -12,7 +12,7 @@ from vllm_stack.drill.traffic import Traffic
 from vllm_stack.drill.trees import Recorded, api_server, left_over, proxies, record
 from vllm_stack.drill.verdict import Evidence, Result, Verdict, judge
 from vllm_stack.errors import StackError
-from vllm_stack.leftovers import Identity
+from vllm_stack.leftovers.processes import Identity
 
 _TICK = 0.05
 _SPEAK_EVERY = 10.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from vllm_stack.leftovers import Identity, find_leftovers, lives
+from vllm_stack.leftovers.processes import Identity, find_leftovers, lives
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,11 @@ import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from vllm_stack.errors import StackError  # noqa: E402
-from vllm_stack.in_force import VARIABLE, options_in_force  # noqa: E402
 from vllm_stack.layout import Layout, life_record  # noqa: E402
-from vllm_stack.leftovers import MARKER, Identity, sweep  # noqa: E402
+from vllm_stack.leftovers.processes import MARKER, Identity, sweep  # noqa: E402
 from vllm_stack.program import STOP_SIGNALS  # noqa: E402
 from vllm_stack.proxy.hooks import SETTINGS_VARIABLE, check_settings  # noqa: E402
+from vllm_stack.records.in_force import VARIABLE, options_in_force  # noqa: E402
 
 
 def main(argv: list[str]) -> int:

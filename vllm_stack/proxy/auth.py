@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_stack.keys import hash_key
+from vllm_stack.keys.api_key import hash_key
 from vllm_stack.proxy.caller import Caller
 from vllm_stack.proxy.keyring import Keyring
 from vllm_stack.proxy.refusal import Refusal

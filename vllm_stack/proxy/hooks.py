@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_stack.errors import StackError
-from vllm_stack.key_store import present_keys
+from vllm_stack.keys.store import present_keys
 from vllm_stack.native import PUMP
 from vllm_stack.program import die_with_parent, parent_is_gone
 from vllm_stack.proxy.key_usage import KeyUsage

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from vllm_stack.key_file import MOST_NAMED
+from vllm_stack.keys.named import MOST_NAMED
 from vllm_stack.proxy.process_lock import ProcessLock
 
 _CELL = 8  # bytes, a signed 64-bit integer

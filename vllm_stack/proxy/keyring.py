@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import gevent
 
 from vllm_stack.errors import StackError
-from vllm_stack.key_file import KeyFile, NamedKey
-from vllm_stack.key_store import Unreadable, Version, read_keys, version_of
+from vllm_stack.keys.named import KeyFile, NamedKey
+from vllm_stack.keys.store import Unreadable, Version, read_keys, version_of
 from vllm_stack.proxy.caller import Caller
 from vllm_stack.proxy.key_usage import NO_FILE, KeyRow, KeyUsage, rendered_slot
 from vllm_stack.proxy.settings import KeySettings

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_stack.address import Address, TcpAddress, parse_address
-from vllm_stack.key_store import KeyPaths
+from vllm_stack.keys.store import KeyPaths
 from vllm_stack.layout import drain_order, stopping_notice
 from vllm_stack.tls_files import TlsFiles
 from vllm_stack.upstreams import read_upstream_keys

@@ -7,10 +7,10 @@ from datetime import datetime
 from pathlib import Path
 
 from vllm_stack.layout import failure_record, lives_record, phase_note
-from vllm_stack.lives import Lives, read_lives
-from vllm_stack.phase import PhaseNote, read_phase
 from vllm_stack.process_end import describe_end
-from vllm_stack.record import read_record
+from vllm_stack.records.lives import Lives, read_lives
+from vllm_stack.records.phase import PhaseNote, read_phase
+from vllm_stack.records.record import read_record
 from vllm_stack.terminal_text import printable
 
 # Characters of a cause: it is the value of a label.

@@ -6,7 +6,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vllm_stack.record import read_record, write_record
+from vllm_stack.records.record import read_record, write_record
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from vllm_stack.drain_order import DrainOrder
 from vllm_stack.gpus.usage import GpuUsage
-from vllm_stack.lives import Lives
-from vllm_stack.phase import PhaseNote
+from vllm_stack.records.drain_order import DrainOrder
+from vllm_stack.records.lives import Lives
+from vllm_stack.records.phase import PhaseNote
 from vllm_stack.roll.record import RollRecord
 from vllm_stack.status.figures import Figures
 from vllm_stack.status.traffic import Traffic

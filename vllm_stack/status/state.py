@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from enum import StrEnum
 
-from vllm_stack.drain_order import DrainOrder
-from vllm_stack.phase import Phase, PhaseNote
+from vllm_stack.records.drain_order import DrainOrder
+from vllm_stack.records.phase import Phase, PhaseNote
 from vllm_stack.status.progress import Progress, read_progress
 from vllm_stack.status.sights import WorkerSight
 from vllm_stack.worker.failure import Failure

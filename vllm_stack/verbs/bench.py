@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vllm_stack.cli_options import Seconds, option, out_option
+from vllm_stack.verbs.options import Seconds, option, out_option
 
 _MOST_CLIENTS = 4096
 
@@ -113,7 +113,7 @@ def bench(api_key_file: Path | None, **settings: Any) -> None:
     through the door and straight at the workers by turns. Ctrl-C prints what there is by then.
     """
     from vllm_stack.commands.bench import BenchOptions, bench_stack
-    from vllm_stack.keys import check_keys, read_key_file
+    from vllm_stack.keys.api_key import check_keys, read_key_file
 
     keys = check_keys(read_key_file(api_key_file)) if api_key_file else ()
     bench_stack(BenchOptions(key=next(iter(keys), None), **settings))

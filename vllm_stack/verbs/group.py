@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from vllm_stack.cli_options import ENVIRONMENT
+from vllm_stack.verbs.options import ENVIRONMENT
 
 # In the order in which they are needed; a verb that is not named here is listed under the last heading.
 _HEADINGS = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vllm_stack.cli_options import out_option
+from vllm_stack.verbs.options import out_option
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 _expires_option = click.option(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from vllm_stack.cli_options import out_option
+from vllm_stack.verbs.options import out_option
 
 # They are held in memory; --since has no limit.
 _MOST_LINES = 100_000

@@ -8,11 +8,11 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from vllm_stack.cli_options import option, out_option, render_options
 from vllm_stack.make_options import make_options
 from vllm_stack.options import Options
 from vllm_stack.stack_file import as_toml, file_option, models_of, stack_of
 from vllm_stack.verbs.completion import directories
+from vllm_stack.verbs.options import option, out_option, render_options
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from vllm_stack.cli_options import Seconds, out_option
 from vllm_stack.verbs.completion import WorkerName
+from vllm_stack.verbs.options import Seconds, out_option
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 

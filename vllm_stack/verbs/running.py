@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from vllm_stack.cli_options import Seconds, option, out_option
 from vllm_stack.verbs.completion import WorkerName
+from vllm_stack.verbs.options import Seconds, option, out_option
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -157,7 +157,7 @@ def drill(api_keys: tuple[str, ...], api_key_file: Path | None, **settings: Any)
     again, and what was left behind. Ends with exit code 1 unless every drill passed.
     """
     from vllm_stack.commands.drill import DrillOptions, drill_stack
-    from vllm_stack.keys import check_keys, read_key_file
+    from vllm_stack.keys.api_key import check_keys, read_key_file
 
     keys = check_keys((*api_keys, *(read_key_file(api_key_file) if api_key_file else ())))
     drill_stack(DrillOptions(keys=keys, **settings))

@@ -13,8 +13,8 @@ import signal  # noqa: E402
 import sys  # noqa: E402
 from pathlib import Path  # noqa: E402
 
-from vllm_stack.in_force import VARIABLE, options_in_force  # noqa: E402
 from vllm_stack.layout import Layout  # noqa: E402
+from vllm_stack.records.in_force import VARIABLE, options_in_force  # noqa: E402
 from vllm_stack.worker.life import Life  # noqa: E402
 from vllm_stack.worker.spec import read_spec  # noqa: E402
 

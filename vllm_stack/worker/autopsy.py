@@ -6,10 +6,10 @@ import signal
 import time
 from dataclasses import replace
 
-from vllm_stack.lives import count_failure
-from vllm_stack.phase import Phase
 from vllm_stack.process_end import describe_end
-from vllm_stack.record import read_record
+from vllm_stack.records.lives import count_failure
+from vllm_stack.records.phase import Phase
+from vllm_stack.records.record import read_record
 from vllm_stack.worker.failure import (
     Failure,
     last_failure,

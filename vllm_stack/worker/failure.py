@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vllm_stack.process_end import describe_end
 from vllm_stack.program import boot_id
-from vllm_stack.record import read_record, write_record
+from vllm_stack.records.record import read_record, write_record
 
 REMEMBERED = 100  # failures of one worker
 EXAMINATION = 20.0  # seconds in which the last words of a server are read, or never

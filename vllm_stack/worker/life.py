@@ -17,10 +17,10 @@ from __future__ import annotations
 import tempfile
 import time
 
-from vllm_stack.leftovers import MARKER
-from vllm_stack.lives import count_start
-from vllm_stack.phase import Phase, write_phase
+from vllm_stack.leftovers.processes import MARKER
 from vllm_stack.program import STOP_SIGNALS, Order, ask_supervisord, take_signal
+from vllm_stack.records.lives import count_start
+from vllm_stack.records.phase import Phase, write_phase
 from vllm_stack.user_name import user_name
 from vllm_stack.worker.autopsy import Autopsy
 from vllm_stack.worker.preparation import Preparation, empty, remove_socket

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from vllm_stack.address import UnixAddress
 from vllm_stack.errors import DriverTrouble
-from vllm_stack.leftovers import sweep
-from vllm_stack.phase import Phase, write_phase
+from vllm_stack.leftovers.processes import sweep
 from vllm_stack.program import STOP_SIGNALS, take_signal
+from vllm_stack.records.phase import Phase, write_phase
 from vllm_stack.vllm_arguments import needed_share
 from vllm_stack.worker.autopsy import Autopsy
 from vllm_stack.worker.failure import last_failure, restart_pause

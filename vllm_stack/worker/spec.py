@@ -17,8 +17,8 @@ from vllm_stack.layout import (
     shared_memory_record,
     stopping_notice,
 )
-from vllm_stack.leftovers import Identity
-from vllm_stack.shared_memory import SharedMemory
+from vllm_stack.leftovers.processes import Identity
+from vllm_stack.leftovers.shared_memory import SharedMemory
 from vllm_stack.worker.liveness import Limits
 from vllm_stack.worker.turn import Stagger
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from vllm_stack.leftovers import JANITOR_GRACE, is_janitor
+from vllm_stack.leftovers.processes import JANITOR_GRACE, is_janitor
 from vllm_stack.program import die_with_parent, parent_is_gone, reap_children, unblock_in_child
 
 # How long what is left after the server's own end may take to follow a TERM.

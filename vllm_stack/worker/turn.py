@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_stack.program import boot_id
-from vllm_stack.record import read_record, write_record
+from vllm_stack.records.record import read_record, write_record
 from vllm_stack.worker.failure import boot_clock
 
 AUTO, NONE = "auto", "none"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import time
 
-from vllm_stack.phase import Phase, write_phase
 from vllm_stack.program import STOP_SIGNALS, Order, ask_supervisord, take_signal
+from vllm_stack.records.phase import Phase, write_phase
 from vllm_stack.worker.autopsy import Autopsy
 from vllm_stack.worker.evidence import take_evidence
 from vllm_stack.worker.probe import Probe

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from vllm_stack.shared_memory import SharedMemory
+from vllm_stack.leftovers.shared_memory import SharedMemory
 from vllm_stack.worker.liveness import Limits, Liveness, Sight
 from vllm_stack.worker.probe import Probe, engine_steps
 

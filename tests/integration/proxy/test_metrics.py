@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.proxy.harness import CHAT, ScriptedWorker, Stack, chat, get_metrics, request
 from tests.support.polling import until
 from vllm_stack.layout import failure_record, lives_record
-from vllm_stack.lives import count_failure, count_start
+from vllm_stack.records.lives import count_failure, count_start
 from vllm_stack.worker.failure import new_failure, record_failure
 
 MakeStack = Callable[..., Stack]

@@ -15,7 +15,7 @@ import pytest
 from tests.integration.conftest import Play, Scenario, Stack, StackFactory, gone
 from tests.support.polling import throughout, until
 from tests.support.processes import ProcessLedger, is_alive
-from vllm_stack.leftovers import MARKER
+from vllm_stack.leftovers.processes import MARKER
 
 TITLED = """
 import sys, setproctitle, signal

@@ -12,8 +12,8 @@ from typing import Any
 
 from tests.integration.conftest import BIN, CHAT, Play, Scenario, Stack, StackFactory, ask, chat
 from tests.support.polling import until
-from vllm_stack.drain_order import Reason, give_order, read_order
 from vllm_stack.layout import drain_order
+from vllm_stack.records.drain_order import Reason, give_order, read_order
 
 
 def test_scenario(scenario: Scenario, play: Play) -> None:

@@ -17,8 +17,8 @@ import psutil
 from tests.integration.conftest import Play, Scenario, Stack, StackFactory, gone
 from tests.support.nvml import StandIn, gpus
 from tests.support.polling import throughout, until
-from vllm_stack.phase import Phase, read_phase
-from vllm_stack.shared_memory import SHM
+from vllm_stack.leftovers.shared_memory import SHM
+from vllm_stack.records.phase import Phase, read_phase
 
 GIB = 1024**3
 

@@ -14,7 +14,7 @@ import psutil
 
 from tests.integration.conftest import CHAT, Play, Scenario, Stack, StackFactory, ask, chat, gone
 from tests.support.polling import throughout, until
-from vllm_stack.phase import Phase, read_phase
+from vllm_stack.records.phase import Phase, read_phase
 
 PATIENCE = 2.0
 

@@ -16,7 +16,7 @@ import pytest
 from tests.integration.conftest import Stack, StackFactory, ask, gone
 from tests.support.polling import until
 from vllm_stack.layout import lives_record
-from vllm_stack.lives import Lives, read_lives
+from vllm_stack.records.lives import Lives, read_lives
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_stack.phase import Phase, PhaseNote
+from vllm_stack.records.phase import Phase, PhaseNote
 
 # Phases of the wrapper in which nothing serves, whatever the proxy saw last.
 _OUT = frozenset({Phase.WAITING, Phase.QUEUED, Phase.BLOCKED, Phase.WEDGED, Phase.STOPPING})

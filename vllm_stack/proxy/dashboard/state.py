@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from vllm_stack import __version__
-from vllm_stack.drain_order import DrainOrder, read_order
 from vllm_stack.layout import Layout, drain_order, failure_history
 from vllm_stack.proxy.backends import Backend
 from vllm_stack.proxy.dashboard.engine import read_figures
@@ -22,6 +21,7 @@ from vllm_stack.proxy.dashboard.standing import judge, judge_upstream
 from vllm_stack.proxy.tally import CLIENT_LEFT, FIRST_BYTE, Tally
 from vllm_stack.proxy.worker_metrics import Scrape
 from vllm_stack.proxy.worker_records import WorkerRecords, read_records
+from vllm_stack.records.drain_order import DrainOrder, read_order
 from vllm_stack.terminal_text import printable
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from vllm_stack.record import read_record, write_record
+from vllm_stack.records.record import read_record, write_record
 
 
 class Reason(StrEnum):

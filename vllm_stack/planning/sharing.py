@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vllm_stack.auto import decide
-from vllm_stack.deployment import Deployment
 from vllm_stack.errors import StackError, UsageError, about
 from vllm_stack.options import numbered
-from vllm_stack.placement import places
+from vllm_stack.planning.auto import decide
+from vllm_stack.planning.deployment import Deployment
+from vllm_stack.planning.placement import places
 
 
 def share_out(deployments: Sequence[Deployment]) -> tuple[tuple[Deployment, ...], tuple[str, ...]]:

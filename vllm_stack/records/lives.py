@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from vllm_stack.record import read_record, write_record
+from vllm_stack.records.record import read_record, write_record
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from vllm_stack.program import boot_id
-from vllm_stack.record import read_record, write_record
+from vllm_stack.records.record import read_record, write_record
 
 SHM = Path("/dev/shm")  # noqa: S108 - the very directory
 # A line of /proc/PID/maps: addresses, permissions, offset, device, inode, path (proc_pid_maps(5)).

@@ -6,10 +6,10 @@ import math
 import os.path
 
 from vllm_stack.address import LOOPBACK, Address, TcpAddress, UnixAddress
-from vllm_stack.cpu_share import cpu_arguments, cpu_environment
 from vllm_stack.layout import Layout
 from vllm_stack.options import Options
-from vllm_stack.timings import Timings
+from vllm_stack.planning.cpu_share import cpu_arguments, cpu_environment
+from vllm_stack.planning.timings import Timings
 
 
 def worker_addresses(options: Options, layout: Layout) -> list[Address]:

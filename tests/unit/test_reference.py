@@ -10,7 +10,8 @@ import click
 import pytest
 
 from vllm_stack.cli import group
-from vllm_stack.cli_reference import reference
+from vllm_stack.reference import causes
+from vllm_stack.reference.verbs import reference
 from vllm_stack.verbs.group import options_of, with_subcommands
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
@@ -43,9 +44,9 @@ def test_a_row_survives_bars_and_lines_in_a_help_text(monkeypatch: pytest.Monkey
     assert r"| `--odd [a\|b]`<br>`VLLM_STACK_DOWN_ODD` | a\|b | a \| b and more |" in reference()
 
 
-def test_the_page_is_written_where_one_says_and_the_machine_does_not_show(tmp_path: Path) -> None:
-    page = tmp_path / "cli.md"
-    argv = [sys.executable, "-m", "vllm_stack.cli_reference", str(page)]
+def test_the_pages_are_written_where_one_says_and_the_machine_does_not_show(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "vllm_stack.reference", str(tmp_path)]
     odd = {"COLUMNS": "40", "VLLM_STACK_PORT": "1", "HOME": str(tmp_path), "PATH": ""}
     subprocess.run(argv, check=True, timeout=30, env=odd, cwd=PAGE.parents[1])
-    assert page.read_text("utf-8") == reference()
+    assert (tmp_path / "cli.md").read_text("utf-8") == reference()
+    assert (tmp_path / "causes.md").read_text("utf-8") == causes.reference()

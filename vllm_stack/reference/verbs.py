@@ -1,18 +1,14 @@
 """Every verb and every option on one page of Markdown, as the command line itself tells them.
 
-    python -m vllm_stack.cli_reference docs/cli.md
-
-writes it; nothing in it depends on the machine.
+It becomes docs/cli.md; nothing in it depends on the machine.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import click
 
@@ -104,13 +100,3 @@ def _row(option: click.Option, context: click.Context) -> str:
     names = ", ".join(f"`{name}{takes if name.startswith('--') else ''}`" for name in spelled)
     cells = (f"{names}<br>`{option.envvar}`", default, _DEFAULT.sub("", text) + bounds)
     return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
-
-
-def main() -> None:
-    """Write the page to the file that is named."""
-    (target,) = sys.argv[1:]
-    Path(target).write_text(reference(), "utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vllm_stack.cpu_share import split_cores
 from vllm_stack.errors import StackError, UsageError
 from vllm_stack.gpus.amd_mask import ROCR_MASK, hip_indices, hip_tokens, masks_in_force
 from vllm_stack.gpus.assignment import Slice, assign
@@ -12,6 +11,7 @@ from vllm_stack.gpus.mask import MASK, visible_tokens
 from vllm_stack.inventory import Inventory
 from vllm_stack.layout import Layout
 from vllm_stack.options import Options
+from vllm_stack.planning.cpu_share import split_cores
 from vllm_stack.vllm_arguments import needed_share
 
 # What to do where no driver tells of GPUs.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vllm_stack.errors import NoStack, StackError
 from vllm_stack.files import File, write_files
-from vllm_stack.key_file import KeyFile, decode, encode
+from vllm_stack.keys.named import KeyFile, decode, encode
 from vllm_stack.regular_file import open_regular, read_at_most
 from vllm_stack.sizes import MIB
 

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Literal
 
 from vllm_stack.address import Address, TcpAddress
-from vllm_stack.deployment import Deployment, check_distinct
 from vllm_stack.gpus.amd_mask import kept_masks
 from vllm_stack.gpus.box import Vendor
-from vllm_stack.in_force import fingerprint
 from vllm_stack.inventory import Inventory
 from vllm_stack.layout import Layout
-from vllm_stack.option_rules import check_options
 from vllm_stack.options import Options
 from vllm_stack.passthrough import accept
-from vllm_stack.placement import places
+from vllm_stack.planning.deployment import Deployment, check_distinct
+from vllm_stack.planning.option_rules import check_options
+from vllm_stack.planning.placement import places
+from vllm_stack.planning.timings import Timings
+from vllm_stack.planning.worker_command import serve_argv, serve_environment, worker_addresses
 from vllm_stack.ports import check_overlap, port_uses
+from vllm_stack.records.in_force import fingerprint
 from vllm_stack.service import Service
-from vllm_stack.timings import Timings
 from vllm_stack.vllm_command import VllmCommand
-from vllm_stack.worker_command import serve_argv, serve_environment, worker_addresses
 
 
 @dataclass(frozen=True, slots=True)

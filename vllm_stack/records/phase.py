@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from vllm_stack.record import read_record, write_record
+from vllm_stack.records.record import read_record, write_record
 
 
 class Phase(StrEnum):

@@ -22,7 +22,7 @@ import psutil
 from vllm_stack.layout import Layout, life_record
 from vllm_stack.process_identity import birth
 from vllm_stack.program import boot_id
-from vllm_stack.record import read_record, write_record
+from vllm_stack.records.record import read_record, write_record
 
 # Not VLLM_...: vLLM warns of every variable with that prefix that it does not know.
 MARKER = "STACK_PROGRAM"

@@ -1,16 +1,12 @@
 """Every cause of a worker's end that is recognised, on one page of Markdown, as the rules tell them.
 
-    python -m vllm_stack.cause_reference docs/causes.md
-
-writes it.
+It becomes docs/causes.md.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from vllm_stack.worker.rules import GROUPS, Rule
 
@@ -48,13 +44,3 @@ def _group(title: str, rules: Sequence[Rule]) -> Iterator[str]:
 def _row(rule: Rule) -> str:
     sentence = _FIELD.sub(lambda field: f"*{field['name'].replace('_', ' ')}*", rule.sentence)
     return f"| {rule.name} | {sentence.replace('|', chr(92) + '|')} |"
-
-
-def main() -> None:
-    """Write the page to the file that is named."""
-    (target,) = sys.argv[1:]
-    Path(target).write_text(reference(), "utf-8")
-
-
-if __name__ == "__main__":
-    main()

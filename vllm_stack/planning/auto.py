@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vllm_stack.demand import demand_of
 from vllm_stack.errors import ModelError, UsageError
 from vllm_stack.inventory import Inventory
 from vllm_stack.model.estimate import smallest_size
 from vllm_stack.model.find import Model
 from vllm_stack.options import Options
-from vllm_stack.placement import most_gpus, most_places
+from vllm_stack.planning.demand import demand_of
+from vllm_stack.planning.placement import most_gpus, most_places
 from vllm_stack.sizes import gib
 
 

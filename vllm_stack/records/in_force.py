@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from vllm_stack.process_identity import birth
-from vllm_stack.record import read_record, write_record
+from vllm_stack.records.record import read_record, write_record
 
 VARIABLE = "VLLM_STACK_OPTIONS"
 

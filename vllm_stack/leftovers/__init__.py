@@ -1,0 +1,1 @@
+"""What an earlier life of a program left behind, and its end."""

@@ -1,0 +1,1 @@
+"""Small files that programs and verbs leave for each other, and for the next life."""
