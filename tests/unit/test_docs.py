@@ -141,6 +141,15 @@ def expanded(text: str) -> Iterator[str]:
         yield from (braces["before"] + name + braces["after"] for name in braces["names"].split(","))
 
 
+@pytest.mark.parametrize(("section", "page"), [("Proof", "proof.md"), ("What it costs", "performance.md")])
+def test_the_figures_on_the_first_page_are_those_of_the_page_behind_it(section: str, page: str) -> None:
+    _, _, rest = (ROOT / "README.md").read_text("utf-8").partition(f"\n## {section}\n")
+    figures = [line for line in rest.partition("\n## ")[0].splitlines() if re.match(r"\||[a-z-]+ {2,}", line)]
+    behind = (ROOT / "docs" / page).read_text("utf-8").splitlines()
+    assert len(figures) > 5
+    assert [line for line in figures if line not in behind] == []
+
+
 def test_every_page_can_be_reached_from_the_first_one() -> None:
     reached: set[Path] = set()
     waiting = [ROOT / "README.md"]
