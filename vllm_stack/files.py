@@ -37,9 +37,11 @@ def make_directories(directories: Iterable[Path]) -> None:
 def write_files(files: Iterable[File]) -> None:
     """Write every file beside its place first and move them in only when all of them are on disk.
 
-    Raises `OutputError`; then nothing was replaced and nothing is left beside.
+    What was written is there after a power cut, too, once this returns. Raises `OutputError`; then nothing is
+    left beside.
     """
     waiting: list[tuple[Path, Path]] = []
+    directories: set[Path] = set()
     target = Path()
     try:
         for file in files:
@@ -50,7 +52,10 @@ def write_files(files: Iterable[File]) -> None:
         while waiting:
             temporary, target = waiting[0]
             temporary.replace(target)
+            directories.add(target.parent)
             waiting.pop(0)
+        for target in sorted(directories):
+            _sync(target)
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror}") from None
     finally:
@@ -76,3 +81,12 @@ def _write(file: File, path: Path) -> None:
         stream.flush()
         os.fchmod(stream.fileno(), file.mode)
         os.fsync(stream.fileno())
+
+
+def _sync(directory: Path) -> None:
+    """Bring the names in a directory to the disk: without its name a file is lost, whatever it holds."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
 from pathlib import Path
@@ -27,6 +28,22 @@ def test_a_failed_write_replaces_nothing_and_leaves_nothing_beside(tmp_path: Pat
         write_files([File(tmp_path / "a", "new"), File(tmp_path / "missing" / "b", "x")])
     assert (tmp_path / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_is_written_is_on_the_disk_with_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[bool, list[str]]] = []
+
+    def sync(descriptor: int) -> None:
+        is_directory = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append(
+            (is_directory, sorted(path.name for path in tmp_path.iterdir()) if is_directory else [])
+        )
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_files([File(tmp_path / "a", "one"), File(tmp_path / "b", "two")])
+    assert synced == [(False, []), (False, []), (True, ["a", "b"])]
 
 
 def test_directories_are_for_their_owner_alone_even_if_they_were_there(tmp_path: Path) -> None:

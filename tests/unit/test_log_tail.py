@@ -117,3 +117,9 @@ def test_a_line_without_a_time_follows_the_line_before_over_two_looks(log: Follo
     log.write("Traceback:\n")
     (second,) = log.tail.read()
     assert second.time == first.time
+
+
+def test_a_log_that_is_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.log")
+    with ExitStack() as held, pytest.raises(OSError, match="Not a regular file"):
+        open_generations(tmp_path / "a.log", held)

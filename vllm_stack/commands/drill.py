@@ -17,6 +17,8 @@ from vllm_stack.drill.report import as_json, as_table, has_passed
 from vllm_stack.drill.verdict import Result, Verdict
 from vllm_stack.errors import NoStack, StackError, UsageError
 from vllm_stack.files import shown
+from vllm_stack.layout import drain_order
+from vllm_stack.records.drain_order import read_order
 
 _DOES = {
     "api-server": "kills an API server",
@@ -53,12 +55,13 @@ def drill_stack(options: DrillOptions) -> None:
             "A drill hurts a running stack, and nobody is here to be asked: --yes says that you mean it"
         )
     stack = find_stack(options.out)
-    look = _look(stack)
-    worker = _choose_worker(stack, look, options.worker)
+    workers = _taking_part(stack)
+    look = _look(stack, workers)
+    worker = _choose_worker(stack, look, workers, options.worker)
     door = _door(stack, options.keys)
     _ask(names, stack, look, options.yes)
     with ending_once():
-        results = _hold(options, names, _site(stack, worker), stack, door)
+        results = _hold(options, names, _site(stack, worker), stack, workers, door)
     if options.as_json:
         click.echo(as_json(str(stack.layout.out), worker, results))
     else:
@@ -68,7 +71,16 @@ def drill_stack(options: DrillOptions) -> None:
         raise StackError(_failure(results))
 
 
-def _look(stack: Stack) -> Look:
+def _taking_part(stack: Stack) -> tuple[str, ...]:
+    """Give the workers that nobody has ordered out: of the others no drill can wait that they are ready."""
+    orders = {name: read_order(drain_order(stack.layout.state, name)) for name in stack.worker_names}
+    out = [name for name, order in orders.items() if order is not None]
+    if out:
+        click.echo(f"{', '.join(out)}: drained, so without a part in this (`vllm-stack readmit`)", err=True)
+    return tuple(name for name in stack.worker_names if name not in out)
+
+
+def _look(stack: Stack, workers: tuple[str, ...]) -> Look:
     """Look at the stack once; raises `NoStack` when it does not run, `StackError` when nothing is ready."""
     out = stack.layout.out
     if not stack.worker_names:
@@ -76,18 +88,20 @@ def _look(stack: Stack) -> Look:
     if not stack.supervisor.pid():
         raise NoStack(f"The stack in {out} is not running: supervisord -c {stack.layout.supervisord_conf}")
     look = AdminDoor(stack.admin_port).look()
-    if look is None or not look.ready.intersection(stack.worker_names):
+    if look is None or not look.ready.intersection(workers):
         raise StackError(
             f"No worker of the stack in {out} is ready: `vllm-stack wait` shows how they come up"
         )
     return look
 
 
-def _choose_worker(stack: Stack, look: Look, asked: str | None) -> str:
+def _choose_worker(stack: Stack, look: Look, workers: tuple[str, ...], asked: str | None) -> str:
     if asked is None:
-        return next(name for name in stack.worker_names if name in look.ready)
+        return next(name for name in workers if name in look.ready)
     if asked not in stack.worker_names:
         raise UsageError(f"--worker {asked}: the stack has {', '.join(stack.worker_names)}")
+    if asked not in workers:
+        raise UsageError(f"--worker {asked} is drained: choose another one, or `vllm-stack readmit {asked}`")
     return asked
 
 
@@ -116,13 +130,20 @@ def _ask(names: list[str], stack: Stack, look: Look, yes: bool) -> None:
         raise StackError("Nothing was touched")
 
 
-def _hold(options: DrillOptions, names: list[str], site: Site, stack: Stack, door: Door) -> list[Result]:
+def _hold(
+    options: DrillOptions,
+    names: list[str],
+    site: Site,
+    stack: Stack,
+    workers: tuple[str, ...],
+    door: Door,
+) -> list[Result]:
     """Hold one drill after another; once the stack does not come back, no further one."""
     # The worker that is hurt should have something to do.
     model = stack.model_of(site.worker) if len(stack.models) > 1 else None
     conductor = Conductor(
         site=site,
-        workers=stack.worker_names,
+        workers=workers,
         admin=AdminDoor(stack.admin_port),
         door=door,
         requests=choose_requests(door, options.max_tokens, model),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vllm_stack.logs.stamp import stamp
+from vllm_stack.regular_file import open_regular
 
 # Bytes; what is longer comes in pieces.
 MAX_LINE = 65536
@@ -98,12 +99,13 @@ class Generation:
 def open_generations(path: Path, held: ExitStack) -> list[Generation]:
     """Open a log and what it was rotated into, the oldest first; `held` closes them.
 
-    None is no error: the program may not have started yet. Raises `OSError` for one that may not be read.
+    None is no error: the program may not have started yet. Raises `OSError` for one that may not be
+    read, or is none: of a FIFO nobody knows the end.
     """
     found: dict[tuple[int, int], Generation] = {}
     for name in _names(path):
         try:
-            generation = Generation.of(held.enter_context(name.open("rb")))
+            generation = Generation.of(held.enter_context(open_regular(name)))
         except FileNotFoundError:
             continue  # rotated just now
         found.setdefault(generation.inode, generation)

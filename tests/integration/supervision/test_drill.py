@@ -105,6 +105,20 @@ def test_with_one_worker_the_report_says_that_there_was_nowhere_else_to_go(stack
     assert one.tree().server != server
 
 
+def test_a_drained_worker_has_no_part_in_a_drill_and_is_not_waited_for(stack: StackFactory) -> None:
+    one = slow(stack(workers=2, restart_delay=1))
+    assert one.vllm_stack("drain", "worker-0").returncode == 0
+    refused = drill(one, "--only", "engine", "--worker", "worker-0")
+    assert refused.returncode == 2
+    assert "--worker worker-0 is drained" in refused.stderr
+    done = drill(one, "--only", "proxy", "--json", "--timeout", "60")
+    drills = told_of(done)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["worker"] == "worker-1"
+    assert drills["proxy"]["verdict"] == "passed"
+    assert "worker-0: drained" in done.stderr
+
+
 def test_a_door_with_tls_and_a_key_is_drilled_with_the_key_of_a_file(
     stack: StackFactory, tmp_path: Path
 ) -> None:
