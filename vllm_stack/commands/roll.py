@@ -80,11 +80,11 @@ class Roll:
         self._options = options
         self._state = stack.layout.state
         self._supervisord = _supervisord(stack)
-        self._record = self._begin()
+        self._record, self._due = self._begin()
 
     def run(self) -> None:
-        """Restart what is left to be, in order; the first failure is the end."""
-        for name in self._record.left:
+        """Restart what is due, in order; the first failure is the end."""
+        for name in self._due:
             try:
                 self._roll_proxy() if name == PROXY else self._roll_worker(name)
             except (StackError, OSError, psutil.Error) as error:
@@ -95,10 +95,19 @@ class Roll:
                 click.echo(f"Broken off; `vllm-stack roll` goes on with {name}", err=True)
                 raise
             self._note(self._record.with_done(name))
+        if self._record.left:
+            click.echo(
+                f"Rolled: {', '.join(self._due)}. `vllm-stack roll` goes on with {self._record.left[0]}"
+            )
+            return
         self._state_path.unlink(missing_ok=True)
         click.echo(f"Rolled: {', '.join(self._record.targets) or 'there was nothing to do'}")
 
-    def _begin(self) -> RollRecord:
+    def _begin(self) -> tuple[RollRecord, list[str]]:
+        """Give the roll, and which of its names are due now: all that are left, or of those asked for.
+
+        What was asked for by name is restarted, also if all of it is done.
+        """
         before = read_roll(self._state_path)
         names = self._names(before)
         if PROXY in names or any(self._changed(name) for name in names):
@@ -107,9 +116,10 @@ class Roll:
         record = begin_or_go_on(None if self._options.anew else before, user_name(), targets)
         if record is before and record.done:
             began = time.strftime("%H:%M", time.localtime(record.began))
-            click.echo(f"Going on with the roll of {began}: {', '.join(record.done)} is done")
+            click.echo(f"Going on with the roll of {began}; done: {', '.join(record.done)}")
         self._note(record)
-        return record
+        left = [name for name in record.left if name in targets or not self._options.names]
+        return record, left or list(targets)
 
     def _names(self, before: RollRecord | None) -> tuple[str, ...]:
         """Name what is to be restarted: as asked, or every worker, and the proxy if its options changed.

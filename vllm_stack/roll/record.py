@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from vllm_stack.records.record import read_record, write_record
@@ -28,15 +28,15 @@ class RollRecord:
 
     def with_done(self, name: str) -> RollRecord:
         """Note that one more is finished."""
-        return RollRecord(self.began, self.by, self.targets, (*self.done, name))
+        return replace(self, done=tuple(dict.fromkeys((*self.done, name))))
 
 
 def begin_or_go_on(before: RollRecord | None, by: str, targets: dict[str, str]) -> RollRecord:
-    """Go on with the roll that was broken off, if it was to bring the same about; else begin one.
+    """Go on with the roll that was broken off, if it was to bring the same about, or more; else begin one.
 
     What was restarted since then with the same options need not be again.
     """
-    if before is not None and before.left and targets == before.targets:
+    if before is not None and before.left and targets.items() <= before.targets.items():
         return before
     return RollRecord(time.time(), by, targets)
 

@@ -119,11 +119,18 @@ def the_first_failure_stops_the_roll_and_the_next_one_goes_on_there(stack: Stack
     restarted = one.tree(0)
     one.set_fake(1, EXIT_AT=-1, START_STDERR="")
     until(one.is_ready, 20, "worker-1 comes up by itself when it can")
+    named = one.vllm_stack("roll", "worker-1")
+    assert named.returncode == 0, named
+    assert named.stdout.splitlines()[-1] == "Rolled: worker-1. `vllm-stack roll` goes on with worker-2"
+    by_name = one.tree(1)
     rolled = one.vllm_stack("roll")
     assert rolled.returncode == 0, rolled
-    assert "worker-0 is done" in rolled.stdout
-    assert one.tree(0) == restarted
+    assert "; done: worker-0, worker-1" in rolled.stdout
+    assert [one.tree(worker) for worker in (0, 1)] == [restarted, by_name]
     assert one.tree(2) != untouched
+    assert one.vllm_stack("roll", "worker-1").returncode == 0
+    assert one.tree(1) != by_name
+    assert not one.layout.roll_record.exists()
 
 
 def a_worker_that_answers_badly_gets_no_requests_until_somebody_says_so(stack: StackFactory) -> None:
