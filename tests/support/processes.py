@@ -39,11 +39,6 @@ def group_members(pgid: int) -> list[int]:
     return [pid for pid in psutil.pids() if _id_of(os.getpgid, pid) == pgid and is_alive(pid)]
 
 
-def session_members(sid: int) -> list[int]:
-    """Return the pids in a session, zombies excluded."""
-    return [pid for pid in psutil.pids() if _id_of(os.getsid, pid) == sid and is_alive(pid)]
-
-
 def listeners(port: int) -> list[int | None]:
     """Return who listens on a TCP port, on any address; None for a pid we may not know."""
     connections = psutil.net_connections("tcp")

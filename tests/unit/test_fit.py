@@ -48,6 +48,10 @@ def demand(size: int = 1, gib: float = 80, **options: Any) -> Demand:
     return Demand(size, int(gib * GIB), options.pop("share", 0.92), **options)
 
 
+def is_certain(fit: Fit) -> bool:
+    return not fit.doubts and not fit.unknowns
+
+
 def term(fit: Fit, name: str) -> Any:
     return next(term for term in fit.terms if term.name == name)
 
@@ -86,7 +90,7 @@ def test_the_terms_are_weights_cache_and_the_rest() -> None:
     assert term(fit, "KV cache").bytes == 65_536 * (131_072 + 16)
     assert term(fit, "the rest").least == 0
     assert fit.budget == int(80 * GIB * 0.92)
-    assert (fit.verdict, fit.certain) == ("fits", True)
+    assert (fit.verdict, is_certain(fit)) == ("fits", True)
 
 
 def test_layers_with_a_window_keep_no_more_than_it() -> None:
@@ -139,7 +143,7 @@ def test_the_checkpoint_may_ask_for_a_smaller_cache() -> None:
 def test_a_type_that_is_not_known_makes_the_cache_unknown() -> None:
     fit = estimate(config("llama-3.1-8b"), demand(kv_cache_dtype="turboquant_3bit_nc"))
     assert [term.name for term in fit.terms] == ["weights", "the rest"]
-    assert not fit.certain
+    assert not is_certain(fit)
     assert fit.unknowns == ("the KV cache is not known",)
 
 
@@ -217,7 +221,7 @@ def test_known_models_fit_where_they_are_known_to(name: str, size: int, gib: int
 def test_what_only_the_estimate_makes_too_much_is_tight() -> None:
     # 14.96 GiB of weights and 16 of cache against 32.2: the rest decides.
     fit = estimate(config("llama-3.1-8b"), demand(gib=35))
-    assert (fit.verdict, fit.certain) == ("tight", True)
+    assert (fit.verdict, is_certain(fit)) == ("tight", True)
     assert fit.least < fit.budget < fit.total
 
 
@@ -226,7 +230,7 @@ def test_a_doubt_makes_a_refusal_a_warning() -> None:
     assert estimate(config("llama-3.1-8b"), sure).verdict == "too-big"
     for option in ("--quantization", "--cpu-offload-gb", "--hf-overrides"):
         fit = estimate(config("llama-3.1-8b"), replace(sure, asked=frozenset({option})))
-        assert (fit.verdict, fit.certain) == ("tight", False)
+        assert (fit.verdict, is_certain(fit)) == ("tight", False)
         assert option in fit.sentence()
 
 
@@ -237,20 +241,20 @@ def test_the_quantization_the_model_has_anyway_is_no_doubt() -> None:
 
 def test_what_adds_to_the_sum_leaves_a_refusal_one() -> None:
     fit = estimate(config("llama-3.1-8b"), demand(gib=24, asked=frozenset({"--enable-lora"})))
-    assert (fit.verdict, fit.certain) == ("too-big", False)
+    assert (fit.verdict, is_certain(fit)) == ("too-big", False)
     assert "LoRA adapters are not counted" in fit.sentence()
 
 
 def test_a_hybrid_is_weighed_by_its_weights_alone() -> None:
     fit = estimate(config("qwen3-next-80b"), demand(size=4))
     assert [term.name for term in fit.terms] == ["weights", "the rest"]
-    assert (fit.verdict, fit.certain) == ("fits", False)
+    assert (fit.verdict, is_certain(fit)) == ("fits", False)
     assert longest_context(config("qwen3-next-80b"), demand(size=4)) is None
 
 
 def test_without_weights_little_is_known_and_nothing_refused() -> None:
     fit = estimate(ModelConfig(), demand())
-    assert (fit.verdict, fit.certain) == ("fits", False)
+    assert (fit.verdict, is_certain(fit)) == ("fits", False)
     assert "the size of the weights is not known" in fit.sentence()
     assert smallest_size(ModelConfig(), demand()) is None
     assert longest_context(ModelConfig(), demand()) is None

@@ -71,16 +71,15 @@ def test_a_branch_leads_to_its_commit_and_a_commit_to_itself(cache: Path) -> Non
     (references / "main").write_text(COMMIT)
     (references / "pr" / "4").write_text(COMMIT)
     for revision in (None, "main", "pr/4", COMMIT):
-        assert hub_cache.cached_snapshot("org/name", revision) == snapshot
+        assert hub_cache.find_snapshot("org/name", revision) == snapshot
     for revision in ("other", "..", "../snapshots", "/etc/passwd", "a\0b", "x" * 300):
-        assert hub_cache.cached_snapshot("org/name", revision) is None
-    assert hub_cache.cached_snapshot("org/other", None) is None
+        assert hub_cache.find_snapshot("org/name", revision) is None
+    assert hub_cache.find_snapshot("org/other", None) is None
 
 
-def test_a_snapshot_without_a_config_is_found_but_tells_nothing_of_the_model(cache: Path) -> None:
+def test_a_snapshot_without_a_config_is_found(cache: Path) -> None:
     snapshot = snapshot_with(cache, "params.json")
     assert hub_cache.find_snapshot("org/name", COMMIT) == snapshot
-    assert hub_cache.cached_snapshot("org/name", COMMIT) is None
 
 
 @pytest.mark.parametrize(
@@ -186,9 +185,9 @@ def test_the_files_that_vllm_downloads_are_chosen(
 
 def test_looking_into_the_cache_does_not_load_the_library(cache: Path) -> None:
     code = (
-        "import sys; from vllm_stack.model.hub_cache import cached_snapshot;"
+        "import sys; from vllm_stack.model.hub_cache import find_snapshot;"
         "from vllm_stack.model.hub import offline;"
-        "import vllm_stack.commands.fetch; cached_snapshot('org/name', None); offline();"
+        "import vllm_stack.commands.fetch; find_snapshot('org/name', None); offline();"
         "sys.exit('huggingface_hub' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -220,7 +219,7 @@ def test_a_cache_at_a_place_that_may_not_be_read_has_no_model(
     monkeypatch.setenv(variable, str(tmp_path / value))
     monkeypatch.setattr("os.readlink", refuse)  # as for /proc/1/root
     assert str(hub_cache.cache_directory()).startswith(str(tmp_path / value))
-    assert hub_cache.cached_snapshot("org/name", None) is None
+    assert hub_cache.find_snapshot("org/name", None) is None
 
 
 @pytest.mark.timeout(10)
@@ -235,7 +234,7 @@ def test_a_cache_of_fifos_holds_nothing_that_is_waited_for(cache: Path) -> None:
 
 
 def test_a_name_longer_than_a_file_may_have_is_not_in_the_cache() -> None:
-    assert hub_cache.cached_snapshot("a" * 300, None) is None
+    assert hub_cache.find_snapshot("a" * 300, None) is None
 
 
 def test_an_index_that_is_nested_too_deeply_or_too_large_cannot_be_read(tmp_path: Path) -> None:

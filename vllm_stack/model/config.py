@@ -12,7 +12,6 @@ from typing import Any
 
 from vllm_stack.model.config_facts import (
     ATTENTION,
-    BITS,
     DEFAULTS,
     DTYPES,
     FALCONS,
@@ -63,7 +62,6 @@ class ModelConfig:
     max_length: int | None = None
     dtype: str | None = None
     quantization: str | None = None
-    quantization_bits: int | None = None
     kv_dtype: str | None = None
     mla_latent: int | None = None
     window: int | None = None
@@ -105,7 +103,6 @@ def parse_config(raw: object, quantization: object = None) -> ModelConfig:
         max_length=_max_length(text, kind),
         dtype=_dtype(config, text),
         quantization=method,
-        quantization_bits=_quantization_bits(quantized, method),
         kv_dtype=_kv_dtype(text, quantized, method),
         mla_latent=latent,
         window=window,
@@ -342,19 +339,6 @@ def _method(quantized: Mapping[str, Any]) -> str | None:
         return {"NVFP4": "modelopt_fp4"}.get(algorithm) or ("modelopt" if "FP8" in algorithm else None)
     method = (_word(quantized.get("quant_method")) or "").lower()
     return method.replace("compressed_tensors", "compressed-tensors") or None
-
-
-def _quantization_bits(quantized: Mapping[str, Any], method: str | None) -> int | None:
-    if (bits := _find(quantized, ("bits", "w_bit", "weight_bits", "num_bits"))) is not None:
-        return bits
-    groups = quantized.get("config_groups")
-    for group in groups.values() if isinstance(groups, dict) else ():
-        weights = group.get("weights") if isinstance(group, dict) else None
-        if isinstance(weights, dict) and (bits := as_count(weights.get("num_bits"))) is not None:
-            return bits
-    if method == "bitsandbytes":
-        return 4 if quantized.get("load_in_4bit") is True else 8
-    return BITS.get(method or "")
 
 
 def _kv_dtype(text: Mapping[str, Any], quantized: Mapping[str, Any], method: str | None) -> str | None:

@@ -138,4 +138,3 @@ DTYPES = {"half": "float16", "float": "float32", "float16": "float16"} | {
 SCALED = frozenset(
     {"su", "longrope", "llama3", "yarn", "telechat3-yarn", "deepseek_yarn", "deepseek_llama_scaling"}
 )
-BITS = {"mxfp4": 4, "nvfp4": 4, "modelopt_fp4": 4, "fp8": 8, "fbgemm_fp8": 8, "mxfp8": 8, "modelopt": 8}

@@ -50,10 +50,6 @@ class Fit:
         return sum(term.least for term in self.terms)
 
     @property
-    def certain(self) -> bool:
-        return not self.doubts and not self.unknowns
-
-    @property
     def verdict(self) -> Verdict:
         least, estimate = self.least > self.budget, self.total > self.budget
         if self.kv_cache is not None and self.kv_cache_bytes is not None:

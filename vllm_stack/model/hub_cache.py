@@ -36,17 +36,11 @@ def repository_directory(name: str) -> Path:
     return cache_directory() / f"models--{name.replace('/', '--')}"
 
 
-def cached_snapshot(name: str, revision: str | None) -> Path | None:
-    """Find the snapshot of a hub name in the local cache, if it has a config.
+def find_snapshot(name: str, revision: str | None) -> Path | None:
+    """Find the snapshot of a hub name in the local cache, whatever is in it.
 
     Its name is the commit. It may be one that a broken-off download left: see `is_whole`.
     """
-    snapshot = find_snapshot(name, revision)
-    return snapshot if snapshot and os.path.isfile(snapshot / CONFIG) else None
-
-
-def find_snapshot(name: str, revision: str | None) -> Path | None:
-    """Find the snapshot of a hub name in the local cache, whatever is in it."""
     repository = repository_directory(name)
     try:
         commit = _read_reference(repository / "refs" / (revision or "main"))
