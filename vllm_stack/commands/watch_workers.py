@@ -73,7 +73,9 @@ def look_at(states: dict[str, str], stack: Stack, name: str) -> Sight:
         return Sight(name, "waiting", f"starts again {_when(note.until)}: {note.detail}")
     if note is not None and note.phase in _TOLD_BY_WRAPPER:
         return Sight(name, _TOLD_BY_WRAPPER[note.phase], note.detail)
-    return Sight(name, told if told in _TELLING else "loading", last_word(stack, name))
+    # Until its next look the proxy goes by the notice of a stop that an earlier life left.
+    begins = note is not None and note.phase is Phase.STARTING and told in ("stopping", "stopped")
+    return Sight(name, told if told in _TELLING and not begins else "loading", last_word(stack, name))
 
 
 def failed(failure: Failure, name: str) -> Sight:
