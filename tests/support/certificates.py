@@ -10,6 +10,9 @@ from pathlib import Path
 
 import trustme
 
+# ssl.OP_IGNORE_UNEXPECTED_EOF, which has a name since Python 3.12; 3.11 sets it, in its earlier releases.
+_IGNORE_UNEXPECTED_EOF = 1 << 7
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -24,8 +27,10 @@ class Certificate:
         return self.new_client()
 
     def new_client(self) -> ssl.SSLContext:
-        """Give a client's context of its own, to be changed."""
-        return ssl.create_default_context(cadata=self.authority)
+        """Give a client's context of its own, to be changed; it tells an end from a cut."""
+        context = ssl.create_default_context(cadata=self.authority)
+        context.options &= ~_IGNORE_UNEXPECTED_EOF
+        return context
 
     @property
     def options(self) -> dict[str, Path]:
