@@ -1,5 +1,7 @@
 """What every test relies on."""
 
+import os
+import resource
 import signal
 from collections.abc import Iterator
 
@@ -18,10 +20,15 @@ def _no_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def pytest_configure() -> None:
-    """Have Ctrl-C do in the processes under test what it does at a terminal; choose examples alike.
+    """Have the processes under test find what they find at a terminal; choose examples alike.
 
-    A shell starts its background jobs with SIGINT and SIGQUIT ignored, and that is inherited.
+    A shell starts its background jobs with SIGINT and SIGQUIT ignored, and that is inherited. So is a wish
+    for no bytecode, which a user seldom has. Descriptors are wanted for the ports that are kept reserved
+    (`tests.support.ports`) and for very many clients.
     """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
         if signal.getsignal(signum) is signal.SIG_IGN:
             signal.signal(signum, handler)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import Any
+from typing import Any, cast
 
 from gunicorn.app.wsgiapp import WSGIApplication
 from gunicorn.arbiter import Arbiter
@@ -84,6 +84,14 @@ class Master(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 
 
 class _Application(WSGIApplication):  # type: ignore[misc]
+    def get_config_from_filename(self, filename: str) -> dict[str, Any]:
+        """Read the configuration, and leave no bytecode beside it: all in `out/` is what we put there."""
+        before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+        try:
+            return cast(dict[str, Any], super().get_config_from_filename(filename))
+        finally:
+            sys.dont_write_bytecode = before
+
     def run(self) -> None:
         try:
             Master(self).run()
