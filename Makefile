@@ -77,7 +77,7 @@ logs: $(STACK)  ## Follow the logs of all programs
 .PHONY: test
 test: $(STACK) $(VLLM)  ## Everything: unit, integration with a fake vLLM, end to end with real vLLM (30 min)
 	$(UNIT)
-	$(PYTEST) $(BESIDE) tests/integration/supervision tests/integration tests/wire
+	$(PYTEST) $(BESIDE) tests/integration/supervision tests/integration tests/wire tests/surface
 	$(PYTEST) tests/e2e
 
 .PHONY: test-unit
@@ -94,8 +94,8 @@ $(TINY_MODEL): $(VLLM) tests/tiny_model.py
 	@touch $@
 
 .PHONY: fuzz
-fuzz: $(STACK)  ## Bytes made up by hypothesis for all that reads bytes, new ones each time (2 min; FUZZ_FACTOR=30)
-	FUZZ_FACTOR=$(FUZZ_FACTOR) $(PYTEST) -n $(JOBS) --dist worksteal --timeout 1800 $(FUZZED)
+fuzz: $(STACK)  ## Bytes made up by hypothesis for all that reads bytes, new ones each time (8 min; FUZZ_FACTOR=30)
+	FUZZ_FACTOR=$(FUZZ_FACTOR) $(PYTEST) -n $(JOBS) --dist worksteal --timeout 1800 $(FUZZED) tests/surface
 
 .PHONY: test-hostile
 test-hostile: $(STACK)  ## Slow clients (slowhttptest), 10,000 idle ones, those that never read (2 min)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from vllm_stack.proxy.door import Door
     from vllm_stack.proxy.hooks import Reloads
 
+# RFC 9110 section 15.5.6: who refuses a method says which there are.
+_ALLOW = (("Allow", "GET, HEAD"),)
 # Keys that are counted before streams have their turn.
 _KEYS_AT_A_TIME = 100
 
@@ -38,7 +40,7 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable
     """Answer a GET of one of `_PAGES`, or of the dashboard."""
     answer = _answer(environ)
     length = ("Content-Length", str(len(answer.body)))
-    start_response(answer.status, [("Content-Type", answer.kind), length, *GUARD])
+    start_response(answer.status, [("Content-Type", answer.kind), length, *answer.headers, *GUARD])
     return [answer.body]
 
 
@@ -46,7 +48,7 @@ def _answer(environ: dict[str, Any]) -> Answer:
     if not is_here(environ.get("HTTP_HOST")):
         return in_json({"error": "ask for 127.0.0.1 or localhost, by any port"}, "421 Misdirected Request")
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-        return in_json({"error": "read-only"}, "405 Method Not Allowed")
+        return in_json({"error": "read-only"}, "405 Method Not Allowed", _ALLOW)
     path = environ["PATH_INFO"]
     if _door is not None and (page := _PAGES.get(path)):
         said = page(_door)

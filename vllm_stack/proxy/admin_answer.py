@@ -27,15 +27,18 @@ _HERE = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\])(?::[0-9]{1,5})?", re.IGN
 
 
 class Answer(NamedTuple):
-    """A body of some type."""
+    """A body of some type, and what else its head says."""
 
     body: bytes
     kind: str = JSON
     status: str = "200 OK"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
-def in_json(value: dict[str, Any], status: str = "200 OK") -> Answer:
-    return Answer(json.dumps(value).encode(), JSON, status)
+def in_json(
+    value: dict[str, Any], status: str = "200 OK", headers: tuple[tuple[str, str], ...] = ()
+) -> Answer:
+    return Answer(json.dumps(value).encode(), JSON, status, headers)
 
 
 def is_here(host: str | None) -> bool:

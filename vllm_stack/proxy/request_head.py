@@ -12,6 +12,8 @@ from vllm_stack.proxy.routes import Route
 
 MAX_ID = 128
 METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS"})
+# RFC 9110 section 15.5.6: who refuses a method says which there are.
+_ALLOW = (("allow", ", ".join(sorted(method.decode() for method in METHODS))),)
 _BAD_IN_PATH = (b"//", b"\\", b"\0")
 _BROKEN_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _AUTHORITY = re.compile(rb"[^/?#]*")
@@ -94,9 +96,15 @@ class RequestHead:
         return not (self._named.keys() & _OWN_COURSE)
 
 
-def bad_request(message: str, status: int = 400, code: str = "bad_request") -> Refusal:
+def bad_request(
+    message: str, status: int = 400, code: str = "bad_request", headers: tuple[tuple[str, str], ...] = ()
+) -> Refusal:
     """Give the refusal of a request that is not well-formed; its connection cannot go on."""
-    return Refusal(status, code, message, close=True)
+    return Refusal(status, code, message, headers=headers, close=True)
+
+
+def _not_allowed(message: str) -> Refusal:
+    return bad_request(message, 405, "method_not_allowed", _ALLOW)
 
 
 def check_head(head: RequestHead, version: str) -> None:
@@ -105,7 +113,7 @@ def check_head(head: RequestHead, version: str) -> None:
         raise bad_request(f"HTTP/{version} is not spoken here", 505, "http_version_not_supported")
     head.http_1_1 = version == "1.1"
     if head.method not in METHODS:
-        raise bad_request("This method is not allowed here", 405, "method_not_allowed")
+        raise _not_allowed("This method is not allowed here")
     _check_framing(head)
     hosts = head.values(b"host")
     if len(hosts) > 1 or (head.http_1_1 and not hosts):
@@ -139,7 +147,7 @@ def _check_framing(head: RequestHead) -> None:
 def _origin_form(target: bytes) -> bytes:
     """Reduce an absolute-form target to path and query: requests are routed by path alone."""
     if target == b"*":
-        raise bad_request("OPTIONS * is not answered here", 405, "method_not_allowed")
+        raise _not_allowed("OPTIONS * is not answered here")
     if not target.startswith(b"/"):
         scheme, separator, rest = target.partition(b"://")
         if not separator or scheme.lower() not in (b"http", b"https"):
