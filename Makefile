@@ -38,6 +38,12 @@ FUZZ_FACTOR ?= 30
 FUZZED := $(addprefix tests/unit/test_,request_parser.py framing.py pump.py routing_key.py model_name.py auth_and_routes.py exposition.py) \
   tests/wire/test_wire.py
 MINUTES ?= 5
+# An environment of the oldest packages that pyproject.toml allows, and what shows each of them at work.
+OLDEST := .venv-oldest
+OLDEST_TESTED := tests/integration/test_fetch.py tests/integration/test_nvml.py \
+  $(addprefix tests/integration/supervision/test_,bench.py wedge.py) \
+  $(filter-out %_admission.py %_routing.py %_upstreams.py,$(wildcard tests/integration/proxy/test_*.py))
+AUDIT := .venv-audit
 export MODEL FILE DEMO_MODEL OUT WORKERS DEVICE ARGS BIN
 
 .PHONY: help
@@ -97,6 +103,21 @@ $(TINY_MODEL): $(VLLM) tests/tiny_model.py
 fuzz: $(STACK)  ## Bytes made up by hypothesis for all that reads bytes, new ones each time (8 min; FUZZ_FACTOR=30)
 	FUZZ_FACTOR=$(FUZZ_FACTOR) $(PYTEST) -n $(JOBS) --dist worksteal --timeout 1800 $(FUZZED) tests/surface
 
+.PHONY: test-oldest
+test-oldest: $(OLDEST)/.installed  ## Unit tests, and those of each package's use, with the oldest packages we allow (6 min)
+	$(OLDEST)/bin/python -m pytest -n $(UNIT_JOBS) --dist worksteal tests/unit
+	$(OLDEST)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(OLDEST_TESTED)
+
+.PHONY: audit
+audit: $(STACK) $(AUDIT)/.installed  ## Known vulnerabilities of what vllm-stack brings with it, as installed (asks PyPI)
+	@$(AUDIT)/bin/pipdeptree --python $(BIN)/python --packages vllm-stack --output freeze 2>$(AUDIT)/said | \
+	  sed -n 's/^  *//p' | sort -u >$(AUDIT)/ours
+	@test -s $(AUDIT)/ours || { echo "Not audited: $$(tail -n 1 $(AUDIT)/said)" >&2; exit 1; }
+	@$(AUDIT)/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement $(AUDIT)/ours $(ARGS) \
+	  >$(AUDIT)/found 2>$(AUDIT)/said || \
+	  { test -s $(AUDIT)/found && cat $(AUDIT)/found || echo "Not audited: $$(tail -n 1 $(AUDIT)/said)" >&2; exit 1; }
+	@echo "Nothing is known against these $$(wc -l <$(AUDIT)/ours) packages"
+
 .PHONY: test-hostile
 test-hostile: $(STACK)  ## Slow clients (slowhttptest), 10,000 idle ones, those that never read (2 min)
 	$(PYTEST) tests/hostile
@@ -130,7 +151,7 @@ bench-install: $(BENCH)  ## Get the proxies to compare with: Debian packages and
 
 .PHONY: clean
 clean:  ## Remove what was installed and built here; a stack's out/ stays
-	rm -rf $(VENV) .venv-bench vllm_stack/native/*.so .models dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(AUDIT) .venv-bench vllm_stack/native/*.so .models dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(STACK): pyproject.toml vllm_stack/native/pump.c vllm_stack/native/build.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -138,6 +159,19 @@ $(STACK): pyproject.toml vllm_stack/native/pump.c vllm_stack/native/build.py
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable . --group test --group lint
+	@touch $@
+
+$(OLDEST)/.installed: pyproject.toml vllm_stack/native/pump.c vllm_stack/native/build.py
+	test -x $(OLDEST)/bin/pip || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(OLDEST)/bin/python -c 'import tomllib; [print(line.replace(">=", "==")) for line in \
+	  tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]]' >$(OLDEST)/oldest.txt
+	$(OLDEST)/bin/python -m pip install --quiet --editable . --group test --constraint $(OLDEST)/oldest.txt
+	@touch $@
+
+$(AUDIT)/.installed:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet pip-audit pipdeptree
 	@touch $@
 
 $(BENCH): $(STACK)

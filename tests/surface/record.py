@@ -3,7 +3,7 @@
     .venv/bin/python -m tests.surface.record tests/surface/openapi-vllm-0.32.0.json
 
 Real vLLM builds its application (`build_app`, the function that `vllm serve` calls) and answers the request;
-no engine is started, and no weights are read, so it takes some ten seconds. A server has the routes of what its
+no engine is started and no weights are read, so it takes ten seconds. A server has the routes of what its
 model can do. Here it is told that one model can do everything, that every option which adds a route was
 given, and that it is in development mode, so that the routes are there that must never be open. Left out
 are `/cohere/v2/chat`, which needs Cohere's own package, and what no document of this kind can tell of:
