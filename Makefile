@@ -104,7 +104,7 @@ fuzz: $(STACK)  ## Bytes made up by hypothesis for all that reads bytes, made-up
 	FUZZ_FACTOR=$(FUZZ_FACTOR) $(PYTEST) -n $(JOBS) --dist worksteal --timeout 1800 $(FUZZED) tests/surface
 
 .PHONY: test-oldest
-test-oldest: $(OLDEST)/.installed  ## Unit tests, and those of each package's use, with the oldest packages we allow (6 min)
+test-oldest: $(OLDEST)/.installed  ## Unit tests, and those of each package's use, with the oldest packages we allow (4 min)
 	$(OLDEST)/bin/python -m pytest -n $(UNIT_JOBS) --dist worksteal tests/unit
 	$(OLDEST)/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(OLDEST_TESTED)
 
