@@ -83,6 +83,25 @@ def test_requests_are_the_same_when_their_heads_are_known(cuts: list[int]) -> No
     assert shown(parse(*pieces, known=known)) == shown(parse(SEVERAL))
 
 
+@settings(max_examples=examples(150))
+@given(
+    parts=st.lists(
+        st.sampled_from([b"\r\n", b"\n", b"\r", head(), post(b"Content-Length: 1", body=b"x")]), max_size=8
+    )
+)
+def test_line_ends_around_requests_are_never_taken_for_one_that_is_known(parts: list[bytes]) -> None:
+    known: KnownHeads[RequestHead] = KnownHeads(100)
+    for before in (b"\r\n\r\n", b"\n\r\n\r\n", b"\r\r\n\r\n", b"\r\n"):
+        with suppress(Refusal):
+            parse(before + head(), known=known)
+    data = b"".join(parts)
+    try:
+        alone = shown(parse(data))
+    except Refusal:
+        return
+    assert shown(parse(data, known=known)) == alone
+
+
 def test_a_head_that_came_before_is_not_parsed_again() -> None:
     known: KnownHeads[RequestHead] = KnownHeads(100)
     first = parse(post(b"Content-Length: 3", body=b"abc"), known=known)[0]

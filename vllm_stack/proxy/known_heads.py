@@ -25,7 +25,9 @@ def cut(data: bytes) -> tuple[bytes, int, int | None] | None:
     None where the head names none.
     """
     end = data.find(b"\r\n\r\n", 0, _MAX_HEAD)
-    if end < 0:
+    # Before a request parsers pass over line ends (RFC 9112 section 2.2): what ends at these is no head, and
+    # the next blank lines of anybody would be taken for the one that was parsed behind them.
+    if end < 0 or data[0] in b"\r\n":
         return None
     for name in _LENGTHS:
         at = data.find(name, 0, end)
