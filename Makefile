@@ -100,7 +100,7 @@ $(TINY_MODEL): $(VLLM) tests/tiny_model.py
 	@touch $@
 
 .PHONY: fuzz
-fuzz: $(STACK)  ## Bytes made up by hypothesis for all that reads bytes, made-up requests for every route, new ones each time (5 min; FUZZ_FACTOR=30)
+fuzz: $(STACK)  ## Made-up bytes and requests, new ones each time (5 min; FUZZ_FACTOR=30)
 	FUZZ_FACTOR=$(FUZZ_FACTOR) $(PYTEST) -n $(JOBS) --dist worksteal --timeout 1800 $(FUZZED) tests/surface
 
 .PHONY: test-oldest

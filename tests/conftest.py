@@ -10,6 +10,8 @@ from hypothesis import settings
 
 from tests.support.examples import FACTOR, examples
 
+_DESCRIPTORS = 65_536
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -27,8 +29,9 @@ def pytest_configure() -> None:
     (`tests.support.ports`) and for very many clients.
     """
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Not all of a limit of billions: there are programs that close every descriptor there could be.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _DESCRIPTORS)), hard))
     for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
         if signal.getsignal(signum) is signal.SIG_IGN:
             signal.signal(signum, handler)

@@ -38,6 +38,7 @@ GUARD: dict[str, Schema] = {
 }
 MOST_LINES = 500
 ERROR = shape(error={"type": "string", "minLength": 1})
+# Once more and not the proxy's own list: whoever renames one of them takes it from those who read it.
 TOTALS = (
     "requests",
     "refused",

@@ -48,7 +48,7 @@ def _answer(environ: dict[str, Any]) -> Answer:
     if not is_here(environ.get("HTTP_HOST")):
         return in_json({"error": "ask for 127.0.0.1 or localhost, by any port"}, "421 Misdirected Request")
     if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-        return in_json({"error": "read-only"}, "405 Method Not Allowed", _ALLOW)
+        return in_json({"error": "read-only"}, "405 Method Not Allowed")._replace(headers=_ALLOW)
     path = environ["PATH_INFO"]
     if _door is not None and (page := _PAGES.get(path)):
         said = page(_door)

@@ -35,10 +35,8 @@ class Answer(NamedTuple):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-def in_json(
-    value: dict[str, Any], status: str = "200 OK", headers: tuple[tuple[str, str], ...] = ()
-) -> Answer:
-    return Answer(json.dumps(value).encode(), JSON, status, headers)
+def in_json(value: dict[str, Any], status: str = "200 OK") -> Answer:
+    return Answer(json.dumps(value).encode(), JSON, status)
 
 
 def is_here(host: str | None) -> bool:

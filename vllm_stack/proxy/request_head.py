@@ -96,15 +96,13 @@ class RequestHead:
         return not (self._named.keys() & _OWN_COURSE)
 
 
-def bad_request(
-    message: str, status: int = 400, code: str = "bad_request", headers: tuple[tuple[str, str], ...] = ()
-) -> Refusal:
+def bad_request(message: str, status: int = 400, code: str = "bad_request") -> Refusal:
     """Give the refusal of a request that is not well-formed; its connection cannot go on."""
-    return Refusal(status, code, message, headers=headers, close=True)
+    return Refusal(status, code, message, close=True)
 
 
 def _not_allowed(message: str) -> Refusal:
-    return bad_request(message, 405, "method_not_allowed", _ALLOW)
+    return Refusal(405, "method_not_allowed", message, headers=_ALLOW, close=True)
 
 
 def check_head(head: RequestHead, version: str) -> None:
