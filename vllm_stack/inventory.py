@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from vllm_stack.errors import ModelError, OutputError, PortError, VllmCommandError
+from vllm_stack.errors import ModelError, OutputError, PortError, StackError, VllmCommandError
 from vllm_stack.gpus.amd_mask import HIP_MASK, ROCR_MASK, left_by_rocr
 from vllm_stack.gpus.box import GpuBox
 from vllm_stack.gpus.driver import read_box
@@ -16,12 +17,15 @@ from vllm_stack.gpus.mask import MASK
 from vllm_stack.held_ports import ports_of_running_stack
 from vllm_stack.keys.store import KeyPaths, present_keys
 from vllm_stack.layout import Layout
-from vllm_stack.machine import Machine, free_bytes, read_machine
+from vllm_stack.machine import Machine, free_bytes, interface_of, read_machine
 from vllm_stack.model.find import Model, read_model
 from vllm_stack.model.hub_cache import cache_directory
 from vllm_stack.options import Options
 from vllm_stack.out_directory import check_out
+from vllm_stack.passthrough import accept
 from vllm_stack.ports import check_free, port_uses
+from vllm_stack.ray.engine_kwargs import EngineKwargs, python_of, read_engine_kwargs
+from vllm_stack.ray.installed import Ray, find_ray
 from vllm_stack.service import Service, read_service
 from vllm_stack.vllm_arguments import value_of
 from vllm_stack.vllm_command import VllmCommand, find_vllm
@@ -57,6 +61,12 @@ class Inventory:
     service: Service | None = None
     # Whether named keys were made for the stack that is in --out.
     named_keys: bool = False
+    # The Ray beside that vLLM, and what the words after `--` mean as arguments of its engine; None where
+    # Ray does not run the workers.
+    ray: Ray | StackError | None = None
+    engine_kwargs: EngineKwargs | StackError | None = None
+    # The network's interface by which other boxes of a Ray cluster reach this one.
+    gloo_interface: str | None = None
     # What other models of the stack have of the GPUs, by `Slice.identities`.
     reserved: frozenset[str] = frozenset()
 
@@ -76,6 +86,24 @@ class Inventory:
             raise self.vllm
         return self.vllm
 
+    def found_ray(self) -> Ray:
+        """Give the Ray that runs the workers; raises `StackError` if there is none."""
+        return _found(self.ray)
+
+    def found_engine_kwargs(self) -> EngineKwargs:
+        """Give the arguments of vLLM's engine; raises `StackError` if they could not be read."""
+        return _found(self.engine_kwargs)
+
+
+_Found = TypeVar("_Found")
+
+
+def _found(what: _Found | StackError | None) -> _Found:
+    if isinstance(what, StackError):
+        raise what
+    assert what is not None  # noqa: S101 - asked only of a stack that Ray runs
+    return what
+
 
 def take_inventory(models: Sequence[Options], say: Callable[[str], object]) -> tuple[Inventory, ...]:
     """Read everything that the plan and the checks of each model need; `say` is told of what takes long.
@@ -84,12 +112,28 @@ def take_inventory(models: Sequence[Options], say: Callable[[str], object]) -> t
     """
     stack = models[0]
     vllm = _find_vllm(stack.vllm_command)
-    masks = {name: os.environ[name] for name in (ROCR_MASK, HIP_MASK, MASK) if name in os.environ}
     computes = not stack.on_cpu and any(one.workers for one in models)
+    machine = _machine(stack, vllm, _vllm_options(models, vllm, say), computes)
+    return tuple(_with_model(machine, one, say) for one in models)
+
+
+def take_machine(options: Options) -> Inventory:
+    """Read what a box needs that loads no model by itself, but joins a Ray cluster."""
+    return _machine(options, _find_vllm(options.vllm_command), None, not options.on_cpu)
+
+
+def _machine(
+    stack: Options,
+    vllm: VllmCommand | VllmCommandError,
+    vllm_options: frozenset[str] | None,
+    computes: bool,
+) -> Inventory:
+    """Read what all models share; GPUs only where something `computes` on them."""
+    masks = {name: os.environ[name] for name in (ROCR_MASK, HIP_MASK, MASK) if name in os.environ}
     machine = Inventory(
         model=ModelError("No model was looked for"),
         vllm=vllm,
-        vllm_options=_vllm_options(models, vllm, say),
+        vllm_options=vllm_options,
         gpus=left_by_rocr(masks, read_box()) if computes else GpuBox(()),
         gpu_masks=masks,
         machine=read_machine(Layout.at(stack.out).out),
@@ -100,10 +144,22 @@ def take_inventory(models: Sequence[Options], say: Callable[[str], object]) -> t
         named_keys=out_trouble is None and _has_named_keys(Layout.at(stack.out)),
         service=read_service(Layout.at(stack.out).environment) if stack.systemd else None,
     )
-    return tuple(_with_model(machine, one) for one in models)
+    if stack.on_ray:
+        ray = _or_error(lambda: find_ray(Path(machine.found_vllm().argv[0]), machine.found_vllm().argv))
+        machine = replace(machine, ray=ray, gloo_interface=interface_of(stack.ray_host))
+    return machine
 
 
-def _with_model(machine: Inventory, options: Options) -> Inventory:
+def _or_error(look: Callable[[], _Found]) -> _Found | StackError:
+    try:
+        return look()
+    except StackError as error:
+        return error
+
+
+def _with_model(machine: Inventory, options: Options, say: Callable[[str], object]) -> Inventory:
+    if options.on_ray:
+        machine = replace(machine, engine_kwargs=_or_error(lambda: _engine_kwargs(machine, options, say)))
     model = _find_model(options)
     return replace(machine, model=model, model_disk_free=_model_disk_free(options, model))
 
@@ -151,6 +207,14 @@ def _vllm_options(
     if not any(word.startswith("-") for one in models if one.workers for word in one.vllm_args):
         return None
     return read_options(Path(vllm.argv[0]), vllm.argv, vllm.version, say)
+
+
+def _engine_kwargs(machine: Inventory, options: Options, say: Callable[[str], object]) -> EngineKwargs:
+    """Ask vLLM's own parser, if anything was passed on and there is a Ray to tell it."""
+    args = accept(options.vllm_args)
+    if args and isinstance(machine.ray, Ray):
+        say("Asking vLLM what its options mean to its engine (this can take half a minute)")
+    return read_engine_kwargs(python_of(Path(machine.found_vllm().argv[0])), args)
 
 
 def taken_port(models: Sequence[Options]) -> PortError | None:

@@ -14,7 +14,11 @@ from vllm_stack.given import absolute
 # supervisord binds its socket as PATH.PID and then links it; a unix socket path holds 107 bytes.
 _SOCKET_PATH_MAX = 107 - len(".4194304")
 # These go into supervisord.conf as they are: no character that its parser gives a meaning to.
-_WORKER_NAME = re.compile(r"worker-(0|[1-9][0-9]*)")
+# The program that holds up this box's part of a Ray cluster, which stands where workers do.
+RAY = "ray"
+_WORKER_NAME = re.compile(rf"worker-(0|[1-9][0-9]*)|{RAY}")
+# Ray puts SESSION/sockets/plasma_store below its directory, which a unix socket's path must hold, too.
+_RAY_TEMP_MAX = 107 - len("/session_2026-11-27_18-33-14_904901_4194304/sockets/plasma_store")
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./:,@+=-]*")
 
 
@@ -118,6 +122,22 @@ class Layout:
         return self.secrets / "internal-key"
 
     @property
+    def ray_token(self) -> Path:
+        """What every process of the Ray cluster must know (RAY_AUTH_TOKEN_PATH)."""
+        return self.secrets / "ray-token"
+
+    @property
+    def serve_yaml(self) -> Path:
+        """What Ray Serve is told, where Ray runs the workers."""
+        return self.out / "serve.yaml"
+
+    @property
+    def ray_temp(self) -> Path:
+        """Where Ray keeps its sessions: their sockets and logs."""
+        here = self.run / "sessions"
+        return here if len(os.fsencode(here)) <= _RAY_TEMP_MAX else self._short / RAY
+
+    @property
     def environment(self) -> Path:
         """Variables that the user may write down for the systemd unit; never written by us."""
         return self.secrets / "environment"
@@ -175,7 +195,7 @@ class Layout:
 
     def worker_boxes(self) -> list[str]:
         """Name the workers that ever had a working directory here, those of earlier renders included."""
-        names = (path.name for path in self.run.glob("worker-*") if os.path.isdir(path))
+        names = (path.name for path in self.run.glob("*") if os.path.isdir(path))
         return sorted(name for name in names if _WORKER_NAME.fullmatch(name))
 
     def stack_in_force(self) -> Path | None:
@@ -191,9 +211,12 @@ class Layout:
     def socket(self) -> Path:
         """supervisord's control socket, in the temporary directory if the path here is too long."""
         here = self.run / "supervisor.sock"
-        if len(os.fsencode(here)) <= _SOCKET_PATH_MAX:
-            return here
-        return Path(f"/tmp/vllm-stack-{os.getuid()}-{self.stack_name[-8:]}/supervisor.sock")  # noqa: S108
+        return here if len(os.fsencode(here)) <= _SOCKET_PATH_MAX else self._short / "supervisor.sock"
+
+    @property
+    def _short(self) -> Path:
+        """A directory of this stack with a short path."""
+        return Path(f"/tmp/vllm-stack-{os.getuid()}-{self.stack_name[-8:]}")  # noqa: S108
 
     def worker_socket(self, name: str) -> Path:
         """A worker's own socket (`--worker-transport unix`), beside supervisord's.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def read_machine(out: Path) -> Machine:
         disk_free=free_bytes(out),
         ephemeral_ports=_ephemeral_ports(),
     )
+
+
+def interface_of(host: str | None) -> str | None:
+    """Give the network interface that has this address, or that a name stands for; None where none has."""
+    if host is None:
+        return None
+    import psutil  # which few stacks need here
+
+    with contextlib.suppress(OSError, UnicodeError):
+        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+        for name, own in psutil.net_if_addrs().items():
+            if any(address.address.partition("%")[0] in addresses for address in own):
+                return name
+    return None
 
 
 def free_bytes(path: Path) -> int | None:

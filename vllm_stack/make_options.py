@@ -16,7 +16,17 @@ from vllm_stack.sizes import MIB
 
 # What each model has for itself; everything else the stack has once.
 OF_A_MODEL = frozenset(
-    {"model", "aliases", "workers", "tensor_parallel_size", "revision", "gpus", "upstreams", "vllm_args"}
+    {
+        "model",
+        "aliases",
+        "workers",
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "revision",
+        "gpus",
+        "upstreams",
+        "vllm_args",
+    }
 )
 
 
@@ -69,8 +79,11 @@ def _made_model(
         raise UsageError(f"--gpus {gpus} and --device cpu exclude each other: leave one out")
     automatic = frozenset(name for name in ("workers", "tensor_parallel_size") if settings[name] == "auto")
     settings |= dict.fromkeys(automatic, 1)
+    least, colon, most = str(settings.pop("workers")).partition(":")
     return {
         **settings,
+        "workers": int(least),
+        "most_workers": int(most) if colon else 0,
         "aliases": tuple(dict.fromkeys(settings["aliases"])),
         "revision": revision,
         "gpus": None if gpus is None else parse_gpu_list(gpus),

@@ -13,6 +13,7 @@ from vllm_stack.sizes import MIB
 Device = Literal["auto", "cuda", "cpu"]
 Policy = Literal["prefix", "session", "least-loaded", "round-robin", "random"]
 Transport = Literal["tcp", "unix"]
+Target = Literal["supervisord", "ray"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,16 @@ class Options:
     aliases: tuple[str, ...] = ()
     out: Path = Path("out")
     workers: int = 1
+    # How many there may become under load, on Ray; 0: their number is fixed.
+    most_workers: int = 0
     tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     revision: str | None = None
+    target: Target = "supervisord"
+    # Where other boxes reach the head of a Ray cluster; None: the cluster is this box.
+    ray_host: str | None = None
+    ray_port: int = 6379
+    ray_dashboard_port: int = 8265
     device: Device = "auto"
     gpus: tuple[str, ...] | None = None
     worker_transport: Transport = "tcp"
@@ -78,8 +87,22 @@ class Options:
         return self.device == "cpu"
 
     @property
+    def on_ray(self) -> bool:
+        """Whether Ray runs the workers, as replicas, wherever it likes among the boxes that have joined."""
+        return self.target == "ray"
+
+    @property
+    def spans_boxes(self) -> bool:
+        """Whether workers may run on other boxes than this one."""
+        return self.ray_host is not None
+
+    @property
+    def gpus_per_worker(self) -> int:
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
     def gpus_needed(self) -> int:
-        return self.workers * self.tensor_parallel_size
+        return self.workers * self.gpus_per_worker
 
     @property
     def all_workers(self) -> int:
@@ -93,8 +116,8 @@ class Options:
 
     @property
     def worker_ports(self) -> tuple[int, ...]:
-        """One port a worker; none when they listen on unix sockets."""
-        if self.worker_transport == "unix":
+        """One port a worker; none when they listen on unix sockets, or Ray runs them."""
+        if self.worker_transport == "unix" or self.on_ray:
             return ()
         return tuple(self.base_port + index for index in self.worker_indices)
 

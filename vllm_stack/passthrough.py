@@ -20,7 +20,7 @@ _OURS = {
     "--api-key": "use --api-key or --api-key-file of vllm-stack; workers get a key of their own",
     "--revision": "use --revision of vllm-stack",
     "--tensor-parallel-size": "use --tensor-parallel-size of vllm-stack, which also counts the GPUs",
-    "--pipeline-parallel-size": "each worker is one slice of tensor-parallel GPUs",
+    "--pipeline-parallel-size": "use --pipeline-parallel-size of vllm-stack, with --target ray",
     "--data-parallel-size": "use --workers: every worker is an engine of its own",
     "--device-ids": "use --gpus: workers are pinned through CUDA_VISIBLE_DEVICES",
     "--root-path": "the proxy passes paths on as they are",

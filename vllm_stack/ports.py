@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vllm_stack.address import LOOPBACK
@@ -12,6 +12,12 @@ from vllm_stack.errors import PortError
 from vllm_stack.options import Options
 
 HIGHEST = 65535
+NOBODYS = range(0)
+# Where Ray's processes listen if nothing else is said (`ray start --min-worker-port`, `--max-worker-port`).
+# It ends when another of its ports lies there, and one of ours there may be taken at any time.
+RAYS = range(10_002, 20_000)
+# Ray's head listens everywhere, whatever it is told.
+ANY_HOST = "0.0.0.0"  # noqa: S104 - what is looked at, not what is opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +41,32 @@ def port_uses(models: Sequence[Options]) -> tuple[PortUse, ...]:
     return (
         PortUse(stack.port, stack.door_host, "the proxy", "--port"),
         PortUse(stack.admin_port, LOOPBACK, "the admin door", "--admin-port"),
-        *workers,
+        *(_of_ray(stack) if stack.on_ray else workers),
     )
 
 
-def check_overlap(uses: Iterable[PortUse]) -> None:
-    """Raise `PortError` when two parts share a port, or one lies outside 1..65535."""
+def ports_of_others(stack: Options) -> range:
+    """Give the ports that no part of the stack may have."""
+    return RAYS if stack.on_ray else NOBODYS
+
+
+def _of_ray(stack: Options) -> Iterator[PortUse]:
+    """Name the ports of a Ray cluster's head that others know it by; it takes free ones besides."""
+    yield PortUse(stack.base_port, LOOPBACK, "Ray Serve", "--base-port")
+    yield PortUse(stack.ray_port, ANY_HOST, "the head of the Ray cluster", "--ray-port")
+    yield PortUse(stack.ray_dashboard_port, LOOPBACK, "Ray's dashboard", "--ray-dashboard-port")
+
+
+def check_overlap(uses: Iterable[PortUse], others: range = NOBODYS) -> None:
+    """Raise `PortError` when two parts share a port, or one lies outside 1..65535, or is others'."""
     seen: dict[int, PortUse] = {}
     for use in uses:
         _check_exists(use)
+        if use.port in others:
+            raise PortError(
+                f"Port {use.port}, wanted for {use.owner}, is one of {others.start} to {others[-1]}, where "
+                f"Ray takes ports for its processes: change {use.option}"
+            )
         other = seen.setdefault(use.port, use)
         if other is not use:
             raise PortError(

@@ -16,6 +16,7 @@ from vllm_stack.keys.api_key import hash_key
 from vllm_stack.layout import is_plain
 from vllm_stack.options import Options
 from vllm_stack.planning.plan import Plan, WorkerPlan
+from vllm_stack.ray.node import AGENT_HEALTH, node_as_json
 from vllm_stack.reasons import WHY
 from vllm_stack.records.in_force import VARIABLE, fingerprint
 
@@ -45,9 +46,36 @@ def render(plan: Plan) -> list[File]:
         proxy_json,
         *workers.values(),
         stack_json,
+        *_ray(plan),
         *_monitoring(plan),
         *_unit(plan),
     ]
+
+
+def render_member(plan: Plan) -> list[File]:
+    """Give the files of a box that joins a Ray cluster: its program alone, for there is no door."""
+    (head,) = plan.workers
+    layout = plan.layout
+    program = File(layout.worker_json(head.name), _json(_worker(plan, head)))
+    options = {head.name: fingerprint([program.text.encode()])}
+    conf = _fill("supervisord.conf.j2", plan=plan, options=options, variable=VARIABLE)
+    return [
+        File(layout.supervisord_conf, conf),
+        program,
+        File(layout.stack_json, _json(_stack(plan))),
+        *_unit(plan),
+    ]
+
+
+def _ray(plan: Plan) -> list[File]:
+    """Give what Ray Serve is told, where it runs the workers: the very value that the head deploys."""
+    if plan.ray is None or plan.ray.serve is None:
+        return []
+    import yaml  # which few stacks need
+
+    # By way of JSON: what stands twice in it is written twice, and not as an alias of YAML.
+    text = yaml.safe_dump(json.loads(_json(dict(plan.ray.serve))), sort_keys=False, width=110)
+    return [File(plan.layout.serve_yaml, _fill("serve.yaml.j2", plan=plan, config=text))]
 
 
 def _monitoring(plan: Plan) -> list[File]:
@@ -99,8 +127,24 @@ def _worker(plan: Plan, worker: WorkerPlan) -> dict[str, Any]:
         "wedge_timeout": plan.options.wedge_timeout,
         "settle": plan.timings.start_seconds + 0.5,
         "stop_grace": plan.timings.stop_grace,
+        **_of_ray(plan),
     }
     return {**spec, "why": {name: why for name, why in WHY.items() if name in spec or name in worker.env}}
+
+
+def _of_ray(plan: Plan) -> dict[str, Any]:
+    """Give what is different of a program that stands for Ray: it judges hangs, and starts, by itself."""
+    if plan.ray is None:
+        return {}
+    return {
+        "what": "Ray",
+        "health": AGENT_HEALTH if plan.ray.node.joins else "/health",
+        "secret_env": {},
+        "start_timeout": 0,
+        "start_stagger": "none",
+        "wedge_timeout": 0,
+        "ray": node_as_json(plan.ray.node),
+    }
 
 
 def _proxy(plan: Plan) -> dict[str, Any]:
@@ -112,7 +156,7 @@ def _proxy(plan: Plan) -> dict[str, Any]:
         "title": layout.process_title("proxy"),
         "port": options.port,
         "admin_port": options.admin_port,
-        "models": [{"names": model.names, "servers": model.servers} for model in plan.models],
+        "models": [{"names": choice.names, "servers": choice.servers} for choice in plan.choices],
         "workers": [
             {"name": worker.name, "address": str(worker.address), "gpus": worker.gpus}
             for worker in plan.workers
@@ -161,10 +205,10 @@ def _stack(plan: Plan) -> dict[str, Any]:
             {
                 "model": model.options.model,
                 "revision": model.options.revision,
-                "names": model.names,
-                "servers": model.servers,
+                "names": choice.names,
+                "servers": choice.servers,
             }
-            for model in plan.models
+            for model, choice in zip(plan.models, plan.choices, strict=False)
         ],
         "device": plan.device,
         "vllm_version": plan.vllm_version,
@@ -189,6 +233,8 @@ def _stack(plan: Plan) -> dict[str, Any]:
             for worker in plan.workers
         ],
         "upstreams": _upstreams(plan),
+        "target": options.target,
+        "joins": plan.ray.node.joins if plan.ray else None,
     }
 
 
@@ -201,8 +247,12 @@ def _json(value: dict[str, Any]) -> str:
 
 
 def _fill(template: str, plan: Plan, **values: Any) -> str:
-    text = _environment().get_template(template)
-    return text.render(plan=plan, layout=plan.layout, version=__version__, **values)
+    return fill(template, plan=plan, layout=plan.layout, **values)
+
+
+def fill(template: str, **values: Any) -> str:
+    """Give the text of a template; what it names must be there."""
+    return _environment().get_template(template).render(version=__version__, **values)
 
 
 @cache

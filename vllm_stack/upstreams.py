@@ -28,47 +28,50 @@ def parse_upstreams(urls: Iterable[str]) -> tuple[TcpAddress, ...]:
     return tuple(addresses)
 
 
-def parse_upstream(url: str) -> TcpAddress:
-    """Read `http://host[:port]`, with an IPv6 address in brackets; raises `UsageError` for all else."""
+def parse_upstream(url: str, said: str = "--upstream") -> TcpAddress:
+    """Read `http://host[:port]`, with an IPv6 address in brackets; raises `UsageError` for all else.
+
+    `said` is what the user wrote before it.
+    """
     if "@" in url:
         # Not shown: what stands before the @ may be a password.
         raise UsageError(
-            f"--upstream has a user name or a password in its URL, where `ps` shows it: "
+            f"{said} has a user name or a password in its URL, where `ps` shows it: "
             f"write http://host:port, and put the key into {_KEY_FILE}"
         )
-    parts = _split(url)
+    parts = _split(url, said)
     if parts.scheme == "https":
         raise UsageError(
-            f"--upstream {url!r}: only plain http is spoken to upstreams. Tunnel it and name this end, e.g. "
-            "`ssh -N -L 8100:127.0.0.1:8000 HOST` and --upstream http://127.0.0.1:8100"
+            f"{said} {url!r}: only plain http is spoken to upstreams. Tunnel it and name this end, e.g. "
+            f"`ssh -N -L 8100:127.0.0.1:8000 HOST` and {said} http://127.0.0.1:8100"
         )
     if parts.scheme != "http":
-        raise _refused(url)
+        raise _refused(url, said)
     if parts.path not in ("", "/") or "?" in url or "#" in url:
         raise UsageError(
-            f"--upstream {url!r} has more than a host and a port: "
+            f"{said} {url!r} has more than a host and a port: "
             f"write http://{parts.netloc}, the paths are the client's"
         )
     host = (parts.hostname or "").lower()
     if not _is_host(host):
-        raise _refused(url)
+        raise _refused(url, said)
     return TcpAddress(host, 80 if parts.port is None else parts.port)
 
 
-def _split(url: str) -> SplitResult:
+def _split(url: str, said: str) -> SplitResult:
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise _refused(url)  # urlsplit would drop tabs and newlines without a word
+        raise _refused(url, said)  # urlsplit would drop tabs and newlines without a word
     try:
         parts = urlsplit(url)
         if parts.port == 0 or parts.netloc.endswith(":"):
-            raise _refused(url)
+            raise _refused(url, said)
     except ValueError:
-        raise _refused(url) from None
+        raise _refused(url, said) from None
     return parts
 
 
-def _refused(url: str) -> UsageError:
-    return UsageError(f"--upstream {url!r} is not a server: write http://host:port")
+def _refused(url: str, said: str) -> UsageError:
+    return UsageError(f"{said} {url!r} is not a server: write http://host:port")
 
 
 def _is_host(host: str) -> bool:

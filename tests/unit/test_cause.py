@@ -95,6 +95,8 @@ SILENT = {
 
 # One line says it: line, return code, phase, OOM kills -> the rule
 LINES = {
+    "other versions than the cluster": "RuntimeError: Version mismatch: The cluster was started with:",
+    "ray cannot go on": "2026-11-27 19:01:57 vllm-stack ray: cannot go on: Ray has ended (exit code 1)",
     "no room for one request": "ValueError: To serve at least one request with the model's max seq len (8), "
     "(1.0 GiB KV cache is needed, which is larger than the available KV cache memory (0.1 GiB). Try",
     "other bad option": "  Value error, Sleep mode is not supported. [type=value_error, x",

@@ -26,6 +26,8 @@ _ASKED_FOR_BY = {
     "py-spy": ("vllm_stack.worker.evidence", '"py-spy"'),
     "supervisor": ("vllm_stack.commands.supervisord", '"supervisor.supervisord"'),
 }
+# Programs for the Python that has vLLM and Ray: what they import comes with these.
+_ELSEWHERE = {"side", "asking"}
 _ROW = re.compile(r"^\| (?P<names>[^|]+) \| (?P<why>[^|]+) \|$", re.MULTILINE)
 
 
@@ -45,7 +47,8 @@ def imports(source: Path) -> Iterator[str]:
 @cache
 def imported() -> dict[str, set[str]]:
     """Give the packages of others that the program imports, and by which names each may be installed."""
-    found = {name for source in (ROOT / "vllm_stack").rglob("*.py") for name in imports(source)}
+    sources = (path for path in (ROOT / "vllm_stack").rglob("*.py") if not _ELSEWHERE & set(path.parts))
+    found = {name for source in sources for name in imports(source)}
     brought_by = packages_distributions()
     others = found - sys.stdlib_module_names - {"vllm_stack"}
     return {package: {canonicalize_name(name) for name in brought_by.get(package, ())} for package in others}

@@ -54,6 +54,8 @@ def gpus(options: Options, inventory: Inventory) -> Finding | None:
         slices = places(options, inventory)
     except StackError as error:
         return refused(value, error)
+    if options.on_ray:
+        return ok(f"{value}: Ray hands them out" + (", on all boxes" if options.spans_boxes else ""))
     placed = zip(options.worker_indices, slices, strict=True)
     shown = "; ".join(f"worker-{index}: {','.join(one.tokens)}" for index, one in placed)
     return ok(f"{value} ({shown})")

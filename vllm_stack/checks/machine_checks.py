@@ -12,7 +12,7 @@ from vllm_stack.options import Options
 from vllm_stack.planning.cpu_share import kv_cache_bytes
 from vllm_stack.planning.deployment import Deployment, check_distinct
 from vllm_stack.planning.option_rules import check_options
-from vllm_stack.ports import check_overlap, port_uses
+from vllm_stack.ports import check_overlap, port_uses, ports_of_others
 from vllm_stack.ranges import ranges
 from vllm_stack.sizes import GIB, MIB, gib
 
@@ -37,7 +37,7 @@ def ports(deployments: Sequence[Deployment]) -> Finding:
     inventory = deployments[0].inventory
     value = ranges([use.port for use in uses])
     try:
-        check_overlap(uses)
+        check_overlap(uses, ports_of_others(deployments[0].options))
         if inventory.ports is not None:
             raise inventory.ports
     except PortError as error:

@@ -21,6 +21,7 @@ from vllm_stack.model.rules import (
 )
 from vllm_stack.options import Options
 from vllm_stack.planning.demand import config_is_overridden, demand_of
+from vllm_stack.planning.more_boxes import on_more_boxes
 from vllm_stack.planning.placement import most_gpus
 from vllm_stack.sizes import gib
 from vllm_stack.vllm_arguments import AUTO, parse_length, value_of
@@ -129,7 +130,7 @@ def gpu_memory(options: Options, inventory: Inventory) -> Finding | None:
     if fit.verdict == "too-big":
         return refused(
             f"{gib(fit.least)} of {gib(fit.budget)} a GPU",
-            ModelError(f"{_name(inventory)}: {fit.sentence()}"),
+            ModelError(f"{_name(inventory)}: {fit.sentence()}{on_more_boxes(config, demand, options)}"),
         )
     value = f"about {gib(fit.total)} of {gib(fit.budget)} a GPU"
     terms = " + ".join(f"{term.name} {gib(term.bytes)}" for term in fit.terms if term.bytes)

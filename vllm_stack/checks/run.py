@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from vllm_stack.checks import gpu_checks, machine_checks, model_checks, vllm_checks
+from vllm_stack.checks import gpu_checks, machine_checks, model_checks, ray_checks, vllm_checks
 from vllm_stack.checks.finding import Finding
 from vllm_stack.errors import UsageError, about
 from vllm_stack.inventory import Inventory
@@ -66,6 +66,9 @@ CHECKS: Mapping[str, Check] = {
     "vllm": Check(_once(vllm_checks.vllm), essential=True),
     "vllm-build": Check(_once(vllm_checks.vllm_build)),
     "vllm-options": Check(_each(vllm_checks.vllm_options)),
+    "ray": Check(_once(ray_checks.ray), essential=True),
+    "ray-version": Check(_once(ray_checks.ray_version)),
+    "ray-options": Check(_each(ray_checks.ray_options), essential=True),
     "ports": Check(_whole(machine_checks.ports)),
     "host-memory": Check(_whole(machine_checks.host_memory), needs_model=True),
     "shared-memory": Check(_whole(machine_checks.shared_memory)),

@@ -22,7 +22,7 @@ from vllm_stack.bench.report import Report, as_json, as_tables
 from vllm_stack.bench.sample import Objective
 from vllm_stack.bench.sweep import Load, Sweep
 from vllm_stack.bench.way import DIRECT, PROXY, Server, Way, in_words
-from vllm_stack.commands.stack import Stack, find_stack
+from vllm_stack.commands.stack import Stack, find_stack_with_door
 from vllm_stack.drill.door import AdminDoor, Look
 from vllm_stack.errors import NoStack, StackError, UsageError
 from vllm_stack.files import shown
@@ -68,7 +68,7 @@ def bench_stack(options: BenchOptions) -> None:
     stack does not run, `StackError` when nothing is ready or no request was answered.
     """
     _check(options)
-    stack = find_stack(options.out)
+    stack = find_stack_with_door(options.out)
     look = _look(stack)
     model = options.model or next(iter(stack.models))
     ways, notes = _choose_ways(stack, look, model, options)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from vllm_stack.commands.stack import Stack, find_stack
+from vllm_stack.commands.stack import Stack, find_stack_with_door
 from vllm_stack.commands.standing import Standing, ask_standings, others_open, server_named
 from vllm_stack.errors import StackError
 from vllm_stack.layout import drain_order
@@ -31,7 +31,7 @@ def drain(out: Path, words: Sequence[str], timeout: float, allow_gap: bool) -> N
     `StackError` when one has requests in flight after `timeout` seconds, and, but for `allow_gap`, where
     nobody else would serve its model.
     """
-    stack = find_stack(out)
+    stack = find_stack_with_door(out)
     for name in dict.fromkeys(server_named(stack, word) for word in words):
         if not allow_gap:
             check_gap(stack, name)
@@ -47,7 +47,7 @@ def drain(out: Path, words: Sequence[str], timeout: float, allow_gap: bool) -> N
 
 def readmit(out: Path, words: Sequence[str]) -> None:
     """Take the orders back; returns when the proxy sends requests there again, if they can take any."""
-    stack = find_stack(out)
+    stack = find_stack_with_door(out)
     names = dict.fromkeys(server_named(stack, word) for word in words)
     for name in names:
         path = drain_order(stack.layout.state, name)

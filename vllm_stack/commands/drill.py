@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from vllm_stack.commands.stack import Stack, find_stack
+from vllm_stack.commands.stack import Stack, find_stack_with_door
 from vllm_stack.drill.conduct import Conductor
 from vllm_stack.drill.door import AdminDoor, Door, Look, choose_requests
 from vllm_stack.drill.faults import DRILLS, Site
@@ -54,7 +54,9 @@ def drill_stack(options: DrillOptions) -> None:
         raise UsageError(
             "A drill hurts a running stack, and nobody is here to be asked: --yes says that you mean it"
         )
-    stack = find_stack(options.out)
+    stack = find_stack_with_door(options.out)
+    if stack.on_ray:
+        raise UsageError("The drills are for workers under supervisord; this stack's are Ray's")
     workers = _taking_part(stack)
     look = _look(stack, workers)
     worker = _choose_worker(stack, look, workers, options.worker)

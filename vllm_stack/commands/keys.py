@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from vllm_stack.commands.proxy_keys import PATIENCE, ProxyKeys, Taken, ask_keys, await_taken
-from vllm_stack.commands.stack import Stack, find_stack
+from vllm_stack.commands.stack import Stack, find_stack_with_door
 from vllm_stack.errors import StackError
 from vllm_stack.keys.api_key import hash_key, new_client_key
 from vllm_stack.keys.named import KeyFile, NamedKey, check_name, shown, with_added, with_rotated, without
@@ -40,7 +40,7 @@ def add_key(
     now = datetime.now(UTC)
     check_name(name)
     end = parse_end(expires, now) if expires is not None else None
-    stack = find_stack(out)
+    stack = find_stack_with_door(out)
     paths = KeyPaths(stack.layout.named_keys)
     was_open = not stack.asks_for_key
     key = new_client_key()
@@ -66,7 +66,7 @@ def rotate_key(out: Path, name: str, grace: str, expires: str | None, as_json: b
     now = datetime.now(UTC)
     length = parse_duration(grace)
     end = parse_end(expires, now) if expires is not None else None
-    stack = find_stack(out)
+    stack = find_stack_with_door(out)
     key = new_client_key()
     digest = hash_key(key.encode())
     file = change_keys(
@@ -85,7 +85,7 @@ def revoke_key(out: Path, name: str, as_json: bool) -> None:
 
     Raises `StackError` for a name that is not there, and if the proxy runs and does not hear of it in time.
     """
-    stack = find_stack(out)
+    stack = find_stack_with_door(out)
     now = datetime.now(UTC)
     file = change_keys(KeyPaths(stack.layout.named_keys), lambda file: without(file, name, now))
     taken = await_taken(stack, file.generation)
@@ -103,7 +103,7 @@ def revoke_key(out: Path, name: str, as_json: bool) -> None:
 
 def list_keys(out: Path, as_json: bool) -> None:
     """Show what holds, and what it has used since the proxy started; never a key."""
-    stack = find_stack(out)
+    stack = find_stack_with_door(out)
     file = present_keys(KeyPaths(stack.layout.named_keys))
     proxy = ask_keys(stack)
     keys = [*(_of_file(key, proxy) for key in file.keys), *_of_render(stack, proxy)]

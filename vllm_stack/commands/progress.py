@@ -52,7 +52,8 @@ class Progress:
             self._spoken = self._elapsed()
         if not self._served and is_up(states, stack):
             self._served = True
-            self._say(f"Serving at {stack.door.url}  Ctrl-C stops it")
+            serving = f"Joined {stack.joins}" if stack.joins else f"Serving at {stack.door.url}"
+            self._say(f"{serving}  Ctrl-C stops it")
 
     def show_stopping(self, stack: Stack, programs: list[psutil.Process]) -> None:
         """Say which program has ended since the last call, and now and then which are still there."""

@@ -47,22 +47,23 @@ def _write(plan: Plan, files: list[File]) -> None:
     layout = plan.layout
     boxes = (layout.box(name) for name in ("proxy", *(worker.name for worker in plan.workers)))
     make_directories((*layout.directories, *boxes))
-    write_files([*_internal_key(plan), *files])
+    write_files([*_secrets(plan), *files])
     # A running worker that was rendered away goes by its copy (see `in_force`).
     for path in {layout.worker_json(name) for name in layout.worker_boxes()} - {f.path for f in files}:
         path.unlink(missing_ok=True)
     if plan.service is None:
         layout.unit.unlink(missing_ok=True)
+    if plan.ray is None:
+        layout.serve_yaml.unlink(missing_ok=True)
 
 
-def _internal_key(plan: Plan) -> list[File]:
-    """Give the key of the workers, unless there is one already.
+def _secrets(plan: Plan) -> list[File]:
+    """Give the key of the workers, and the token of a Ray cluster, unless there is one already.
 
-    It outlives renders: the workers of a running stack ask for the one they know.
+    They outlive renders: who runs asks for the one that he knows.
     """
-    if plan.layout.internal_key.exists():
-        return []
-    return [File(plan.layout.internal_key, new_key() + "\n")]
+    paths = (plan.layout.internal_key, *((plan.layout.ray_token,) if plan.ray else ()))
+    return [File(path, new_key() + "\n") for path in paths if not path.exists()]
 
 
 def summary(rendered: Rendered, written: bool) -> list[str]:
@@ -72,6 +73,8 @@ def summary(rendered: Rendered, written: bool) -> list[str]:
     version = f"vLLM {plan.vllm_version}" if plan.vllm_version else "vLLM"
     several = len(plan.models) > 1
     lines = [line for model in plan.models for line in _model_lines(model, version, several)]
+    if plan.ray is not None:
+        lines += _ray_lines(plan)
     lines.append(f"  proxy     {options.scheme}://{plan.door_address}/v1  {options.policy}")
     lines += [f"Note: {note}." for note in rendered.notes]
     if written:
@@ -91,14 +94,29 @@ def _next_steps(plan: Plan) -> Iterator[str]:
         sudo = "" if plan.root else "sudo "
         yield f"{sudo}cp {shown(plan.layout.unit)} /etc/systemd/system/"
         yield f"{sudo}systemctl enable --now {plan.layout.unit.name}"
+    if plan.options.spans_boxes:
+        head = f"{plan.options.ray_host}:{plan.options.ray_port}"
+        copy = f"on every other box, with a copy of {shown(plan.layout.ray_token)}"
+        yield f"vllm-stack join {head} --token-file COPY   # {copy}"
     yield f"supervisorctl -c {conf} status"
+
+
+def _ray_lines(plan: Plan) -> Iterator[str]:
+    """Say what serves in the place of workers, and how boxes join it."""
+    assert plan.head is not None  # noqa: S101 - asked only of a stack that Ray runs
+    where = f"GPU {','.join(plan.head.gpus)}" if plan.head.gpus else "this box's CPU cores"
+    yield f"  {plan.head.name}  {plan.head.address}  {where}"
 
 
 def _model_lines(model: ModelPlan, version: str, several: bool) -> Iterator[str]:
     """List the servers of a model, with the names by which clients choose it where there is a choice."""
     elsewhere = f" and {len(model.upstreams)} elsewhere" if model.upstreams else ""
     called = f" as {', '.join(model.names)}" if several or len(model.names) > 1 else ""
-    yield f"{model.options.model}{called}: {len(model.workers)} x {version}{elsewhere}"
+    options = model.options
+    count = f"{options.workers}" if options.on_ray else f"{len(model.workers)}"
+    count += f" to {options.most_workers}" if options.most_workers else ""
+    on = " on Ray" if options.on_ray else ""
+    yield f"{options.model}{called}: {count} x {version}{on}{elsewhere}"
     for worker in model.workers:
         place = f"GPU {','.join(worker.gpus)}" if worker.gpus else f"CPU {','.join(map(str, worker.cores))}"
         yield f"  {worker.name}  {worker.address}  {place}"

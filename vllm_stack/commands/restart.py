@@ -83,7 +83,7 @@ def _wait_ready(stack: Stack, name: str, before: Failure | None, since: float, t
         if failure is not None and failure != before:
             for line in log_tail(stack, name):
                 click.echo(line, err=True)
-            raise StackError(f"{name} failed: vLLM {failure.story}. It will be started again")
+            raise StackError(f"{name} failed: {failure.story}. It will be started again")
         elapsed = time.monotonic() - begun
         if elapsed > timeout:
             raise StackError(f"{name} is not ready after {elapsed:.0f} s")

@@ -29,7 +29,7 @@ from vllm_stack.commands.drain import (
     writing_orders,
 )
 from vllm_stack.commands.restart import restart
-from vllm_stack.commands.stack import Stack, find_stack
+from vllm_stack.commands.stack import Stack, find_stack_with_door
 from vllm_stack.commands.standing import ask_reloads, server_named
 from vllm_stack.commands.watch_workers import LOOK_EVERY
 from vllm_stack.drill.interrupts import ending_once
@@ -67,7 +67,12 @@ class Unfit(StackError):
 
 def roll_stack(options: RollOptions) -> None:
     """Roll the stack; raises `NoStack`, `UsageError`, and `StackError` where the roll stopped."""
-    stack = find_stack(options.out)
+    stack = find_stack_with_door(options.out)
+    if stack.on_ray:
+        raise UsageError(
+            "On Ray a render is brought about by `serve deploy`, one replica after the other: "
+            f"{stack.layout.serve_yaml} says how"
+        )
     with _alone(stack), ending_once():
         Roll(stack, options).run()
 

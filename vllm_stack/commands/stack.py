@@ -53,6 +53,10 @@ class Stack:
     cores: dict[str, tuple[int, ...]]
     # Where the servers elsewhere are.
     upstreams: dict[str, str]
+    # Whether Ray runs the workers.
+    on_ray: bool = False
+    # The head (HOST:PORT) of the Ray cluster that this box has joined; then it has no door.
+    joins: str | None = None
 
     @property
     def worker_names(self) -> tuple[str, ...]:
@@ -95,7 +99,16 @@ class Stack:
     @property
     def program_names(self) -> list[str]:
         """The proxy, and every worker that ever was."""
-        return ["proxy", *sorted({*self.layout.worker_boxes(), *self.worker_names})]
+        proxy = [] if self.joins else ["proxy"]
+        return [*proxy, *sorted({*self.layout.worker_boxes(), *self.worker_names})]
+
+
+def find_stack_with_door(out: Path) -> Stack:
+    """Do as `find_stack`; raises `NoStack` for a box that has joined a Ray cluster, and serves no clients."""
+    stack = find_stack(out)
+    if stack.joins is not None:
+        raise NoStack(f"{stack.layout.out} has joined the Ray cluster of {stack.joins}: ask there")
+    return stack
 
 
 def find_stack(out: Path) -> Stack:
@@ -117,6 +130,8 @@ def find_stack(out: Path) -> Stack:
             {worker["name"]: tuple(worker["gpus"]) for worker in raw["workers"]},
             {worker["name"]: tuple(worker["cores"]) for worker in raw["workers"]},
             {upstream["name"]: upstream["address"] for upstream in raw["upstreams"]},
+            raw["target"] == "ray",
+            raw["joins"],
         )
     except FileNotFoundError:
         raise NoStack(

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from vllm_stack.commands.observer import Observer, look_of, places_of
-from vllm_stack.commands.stack import Stack, find_stack
+from vllm_stack.commands.stack import Stack, find_stack_with_door
 from vllm_stack.errors import NoStack, UsageError
 from vllm_stack.status.looks import Looks
 from vllm_stack.status.picture import compose
@@ -27,7 +27,7 @@ def show_top(out: Path, interval: float) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal or console.is_dumb_terminal:
         raise UsageError("`top` needs a terminal to draw on; `vllm-stack status` prints the same once")
-    find_stack(out)
+    find_stack_with_door(out)
     with Live(console=console, screen=True, auto_refresh=False) as live:
         for frame in _frames(out, interval, console):
             live.update(frame, refresh=True)
@@ -57,7 +57,7 @@ class _Eye(ExitStack):
 
     def look(self, out: Path, width: int) -> RenderableType:
         """Give what there is to show now; raises `NoStack`."""
-        stack = find_stack(out)
+        stack = find_stack_with_door(out)
         if stack != self._stack:  # another one was rendered, and started
             self.close()
             self._stack, self._looks = stack, Looks()

@@ -63,7 +63,7 @@ def wait_until_ready(
                 for line in log_tail(stack, name):
                     click.echo(line, err=True)
                 raise StackError(
-                    f"{name} failed: vLLM {failure.story}. "
+                    f"{name} failed: {failure.story}. "
                     f"Its log is {stack.layout.log(name)}; it will be started again"
                 )
         if elapsed > timeout:

@@ -40,7 +40,17 @@ class Sight:
 
 
 def ask_proxy(stack: Stack, timeout: float = 5.0) -> dict[str, str]:
-    """Ask the proxy how each server is, in a word; before it listens it says nothing of any."""
+    """Ask the proxy how each server is, in a word; before it listens it says nothing of any.
+
+    A box that has joined a Ray cluster has none: its wrapper knows.
+    """
+    if stack.joins is not None:
+        notes = {name: read_phase(phase_note(stack.layout.state, name)) for name in stack.worker_names}
+        return {
+            name: "ready" if note.phase is Phase.READY else "loading"
+            for name, note in notes.items()
+            if note is not None
+        }
     return {name: standing.state for name, standing in ask_standings(stack, timeout).items()}
 
 
@@ -80,7 +90,7 @@ def look_at(states: dict[str, str], stack: Stack, name: str) -> Sight:
 
 def failed(failure: Failure, name: str) -> Sight:
     """Say how a worker failed."""
-    return Sight(name, "failed", f"vLLM {failure.story}; it will be started again")
+    return Sight(name, "failed", f"{failure.story}; it will be started again")
 
 
 def failure_of(stack: Stack, name: str) -> Failure | None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_stack.errors import UsageError
-from vllm_stack.layout import Layout
+from vllm_stack.layout import RAY, Layout
 
 REQUESTS = "requests"
-_WORKER = re.compile(r"worker-(0|[1-9][0-9]*)")
+_WORKER = re.compile(rf"worker-(0|[1-9][0-9]*)|{RAY}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ def find_sources(layout: Layout, workers: Iterable[str], asked: Sequence[str]) -
     a name that nothing has.
     """
     programs = ["proxy", *workers, "supervisord"]
-    gone = sorted({path.stem for path in layout.logs.glob("worker-*.log")} - {*programs}, key=_by_number)
+    gone = sorted({path.stem for path in layout.logs.glob("*.log")} - {*programs}, key=_by_number)
     known = [*programs, *(name for name in gone if _WORKER.fullmatch(name)), REQUESTS]
     for name in asked:
         if name not in known:

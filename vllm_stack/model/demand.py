@@ -14,6 +14,7 @@ WHOLE_WINDOWS = "--disable-hybrid-kv-cache-manager"
 class Demand:
     """What is asked of a slice of `size` GPUs of `memory_total` bytes, `share` of which vLLM may use.
 
+    `stages` such slices make a worker, each with its part of the layers.
     `max_length` is in tokens: None for the model's own, `vllm_arguments.AUTO` for what fits. The other
     options are those of vLLM, None where not given. `asked` holds those of `doubts.WATCHED` that were
     given. `most_gpus` are the GPUs that a worker could have here at most.
@@ -29,3 +30,9 @@ class Demand:
     batched_tokens: int | None = None
     asked: frozenset[str] = frozenset()
     most_gpus: int = LARGEST_SIZE
+    stages: int = 1
+
+    @property
+    def gpus(self) -> int:
+        """All GPUs of a worker."""
+        return self.size * self.stages

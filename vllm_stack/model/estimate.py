@@ -12,6 +12,9 @@ from vllm_stack.model.rules import divides
 from vllm_stack.model.terms import kv_term
 from vllm_stack.vllm_arguments import AUTO, DEFAULT_SHARE
 
+# More boxes for one model than anybody has; beyond it the answer is another model.
+_MOST_STAGES = 16
+
 
 def estimate(config: ModelConfig, demand: Demand) -> Fit:
     """Weigh what one GPU must hold, and look for a way out if that is too much."""
@@ -63,7 +66,21 @@ def room_for(config: ModelConfig, demand: Demand) -> int | None:
     room = demand.kv_cache_bytes
     if room is None:
         room = fit.budget - sum(term.bytes for term in fit.terms if term is not fit.kv_cache)
-    return max(0, room // (each * BLOCK)) * BLOCK
+    return max(0, room * demand.stages // (each * BLOCK)) * BLOCK
+
+
+def stages_for(config: ModelConfig, demand: Demand) -> tuple[int, int] | None:
+    """Give the GPUs of a stage and the fewest stages, one a box, that hold a model no box holds alone.
+
+    None where one box does, or it cannot be told.
+    """
+    if _size_that_fits(config, replace(demand, stages=1), 1) is not None:
+        return None
+    sizes = [size for size in range(demand.most_gpus, 0, -1) if divides(config, size)]
+    for stages in range(2, _MOST_STAGES + 1):
+        if sizes and weigh(config, replace(demand, size=sizes[0], stages=stages)).verdict == "fits":
+            return sizes[0], stages
+    return None
 
 
 def _way_out(config: ModelConfig, demand: Demand) -> str:

@@ -98,7 +98,7 @@ def weigh(config: ModelConfig, demand: Demand) -> Fit:
         held = Term("KV cache", fixed, fixed, "the KV cache that --kv-cache-memory-bytes asks for")
         budget, budget_how = demand.memory_total, "all of it, for --kv-cache-memory-bytes"
     return Fit(
-        size=demand.size,
+        size=demand.gpus,
         terms=tuple(term for term in (weights, held, rest) if term is not None),
         budget=budget,
         budget_how=budget_how,

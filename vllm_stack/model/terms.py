@@ -51,11 +51,11 @@ def weights_term(config: ModelConfig, demand: Demand) -> Term | None:
     layers, drafts = config.layers or 1, config.draft_layers
     loaded = loaded * layers // (layers + drafts)
     least = least * layers // (layers + 2 * max(drafts, int(config.hybrid)))
-    how = "the weights" if demand.size == 1 else f"its {_ordinal(demand.size)} of the weights"
+    how = "the weights" if demand.gpus == 1 else f"its {_ordinal(demand.gpus)} of the weights"
     if config.in_parts:
         least = least * _LEAST_OF_PARTS // 100
         how += ", parts of which vLLM may not load"
-    return Term("weights", -(-loaded // demand.size), -(-least // demand.size), how)
+    return Term("weights", -(-loaded // demand.gpus), -(-least // demand.gpus), how)
 
 
 def _wide_bytes(config: ModelConfig, stored: int) -> tuple[int, int]:
@@ -82,6 +82,7 @@ def kv_term(config: ModelConfig, demand: Demand, length: int) -> Term | None:
     layers = config.cached_layers
     if bits is None or elements is None or layers is None:
         return None
+    layers = -(-layers // demand.stages)
     windowed = 0 if WHOLE_WINDOWS in demand.asked else min(config.windowed_layers, layers)
     window = config.window or length
     least = (layers - windowed) * length + windowed * min(window, length)
@@ -98,5 +99,5 @@ def rest_term(demand: Demand) -> Term:
     NCCL, between GPUs) and 0.3 to 0.5 GiB of CUDA graphs; all of it less on small GPUs.
     """
     alone = min(2 * GIB, demand.memory_total // 10)
-    between = min(GIB // 2, demand.memory_total // 40) if demand.size > 1 else 0
+    between = min(GIB // 2, demand.memory_total // 40) if demand.gpus > 1 else 0
     return Term("the rest", alone + between, 0, "activations, CUDA graphs and CUDA itself")

@@ -10,6 +10,7 @@ from vllm_stack.model.estimate import smallest_size
 from vllm_stack.model.find import Model
 from vllm_stack.options import Options
 from vllm_stack.planning.demand import demand_of
+from vllm_stack.planning.more_boxes import on_more_boxes
 from vllm_stack.planning.placement import most_gpus, most_places
 from vllm_stack.sizes import gib
 
@@ -19,8 +20,12 @@ def decide(options: Options, inventory: Inventory) -> tuple[Options, tuple[str, 
 
     The most workers that fit: each of the fewest GPUs that hold the model, as many as the free GPUs make.
     Where that cannot be told the answer is the least, and the checks say what is wrong with it. Raises
-    `UsageError` for `--workers auto` without GPUs, and `ModelError` for a model that no slice here holds.
+    `UsageError` for `auto` without GPUs or on several boxes, and `ModelError` for a model that no slice here
+    holds.
     """
+    if options.spans_boxes and options.automatic:
+        what = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(options.automatic))
+        raise UsageError(f"{what} auto counts the GPUs of this box: with --ray-host say how many")
     reasons: list[str] = []
     if "tensor_parallel_size" in options.automatic:
         size, reason = _size(options, inventory)
@@ -44,12 +49,14 @@ def _size(options: Options, inventory: Inventory) -> tuple[int, str]:
     if config is None or config.weight_bytes is None or not memories:
         return 1, "because the size of the model, or of the GPUs, is not known"
     most = most_gpus(options, inventory)
-    size = smallest_size(config, demand_of(options, min(memories), most))
+    demand = demand_of(options, min(memories), most)
+    size = smallest_size(config, demand)
     if size is None:
         raise ModelError(
             f"--tensor-parallel-size auto: {most} free GPU{'s' * (most > 1)} of {gib(min(memories))} cannot "
             f"hold {options.model} ({gib(config.weight_bytes)} of weights) and one request of its longest "
             "length: use GPUs with more memory, a smaller quantization, or `-- --max-model-len` with less"
+            f"{on_more_boxes(config, demand, options)}"
         )
     return size, f"the fewest GPUs of {gib(min(memories))} that hold it"
 

@@ -44,6 +44,7 @@ def demand_of(options: Options, memory_total: int, most_gpus: int = LARGEST_SIZE
     variables = {name for name in WATCHED if os.environ.get(name, "").lower() in ("1", "true")}
     return Demand(
         size=options.tensor_parallel_size,
+        stages=options.pipeline_parallel_size,
         memory_total=memory_total,
         share=share,
         most_gpus=most_gpus,

@@ -29,10 +29,13 @@ def places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
         return tuple(Slice((), (), shares[index]) for index in options.worker_indices)
     if not options.workers:
         return ()
+    if options.spans_boxes:
+        # Who gets which is Ray's business: what counts here is what one of these GPUs is.
+        options = replace(options, workers=1, tensor_parallel_size=1, ray_host=None)
     slices = assign(
         _budget(options, inventory),
         inventory.gpus,
-        options.workers,
+        options.workers * options.pipeline_parallel_size,
         options.tensor_parallel_size,
         in_order=options.gpus is not None,
         allow_busy=options.allow_busy,
@@ -42,6 +45,11 @@ def places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
         reserved=inventory.reserved,
     )
     return tuple(replace(one, cores=_worth_pinning(one.cores, cores)) for one in slices)
+
+
+def usable_gpus(options: Options, inventory: Inventory) -> tuple[str, ...]:
+    """Give every GPU that the stack may use, as a word of CUDA_VISIBLE_DEVICES (or HIP's on AMD)."""
+    return _budget(options, inventory)
 
 
 def most_places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:

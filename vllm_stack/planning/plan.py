@@ -13,19 +13,20 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
-from vllm_stack.address import Address, TcpAddress
+from vllm_stack.address import LOOPBACK, Address, TcpAddress
 from vllm_stack.gpus.amd_mask import kept_masks
 from vllm_stack.gpus.box import Vendor
 from vllm_stack.inventory import Inventory
-from vllm_stack.layout import Layout
+from vllm_stack.layout import RAY, Layout
 from vllm_stack.options import Options
 from vllm_stack.passthrough import accept
 from vllm_stack.planning.deployment import Deployment, check_distinct
+from vllm_stack.planning.on_ray import RayPlan, ray_notes, ray_plan
 from vllm_stack.planning.option_rules import check_options
 from vllm_stack.planning.placement import places
 from vllm_stack.planning.timings import Timings
 from vllm_stack.planning.worker_command import serve_argv, serve_environment, worker_addresses
-from vllm_stack.ports import check_overlap, port_uses
+from vllm_stack.ports import check_overlap, port_uses, ports_of_others
 from vllm_stack.records.in_force import fingerprint
 from vllm_stack.service import Service
 from vllm_stack.vllm_command import VllmCommand
@@ -72,6 +73,14 @@ class ModelPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """Names that clients may ask for, and the servers that one of them is chosen from."""
+
+    names: tuple[str, ...]
+    servers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A whole stack, decided; rendering it needs nothing else.
 
@@ -93,11 +102,28 @@ class Plan:
     service: Service | None = None
     # Whether named keys were made for the stack that is here.
     named_keys: bool = False
+    # Set where Ray runs the workers, and this box's part of its cluster stands in their place.
+    ray: RayPlan | None = None
+    head: WorkerPlan | None = None
+
+    @property
+    def has_door(self) -> bool:
+        """Whether clients come here; they do not where this box only joins the cluster of another."""
+        return self.ray is None or self.ray.node.joins is None
 
     @property
     def workers(self) -> tuple[WorkerPlan, ...]:
-        """Those of all models."""
+        """Those of all models; on Ray the head of the cluster, which serves them all."""
+        if self.head is not None:
+            return (self.head,)
         return tuple(worker for model in self.models for worker in model.workers)
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """What the proxy chooses among: on Ray the cluster, which goes by the model's name itself."""
+        if self.head is not None:
+            return (Choice(tuple(name for model in self.models for name in model.names), (self.head.name,)),)
+        return tuple(Choice(model.names, model.servers) for model in self.models)
 
     @property
     def upstreams(self) -> tuple[UpstreamPlan, ...]:
@@ -134,8 +160,9 @@ def make_plan(deployments: Sequence[Deployment]) -> Plan:
     all_options = [one.options for one in deployments]
     check_options(all_options)
     check_distinct(deployments)
-    check_overlap(port_uses(all_options))
+    check_overlap(port_uses(all_options), ports_of_others(stack))
     timings = Timings(stack.restart_delay, stack.drain_timeout)
+    ray = ray_plan(deployments, layout, timings) if stack.on_ray else None
     first_upstreams = accumulate((len(one.upstreams) for one in all_options), initial=0)
     return Plan(
         layout=layout,
@@ -154,6 +181,27 @@ def make_plan(deployments: Sequence[Deployment]) -> Plan:
         vendor=inventory.gpus.vendor,
         service=inventory.service,
         named_keys=inventory.named_keys,
+        ray=ray,
+        head=None
+        if ray is None
+        else head_plan(ray, TcpAddress(LOOPBACK, stack.base_port), inventory, layout),
+    )
+
+
+def head_plan(ray: RayPlan, address: TcpAddress, inventory: Inventory, layout: Layout) -> WorkerPlan:
+    """Give the program that holds up this box's part of a cluster, where a worker would stand.
+
+    At `address` it says whether it is well.
+    """
+    return WorkerPlan(
+        name=RAY,
+        address=address,
+        gpus=ray.gpus,
+        memory=None,
+        cores=(),
+        engine=RAY,
+        argv=(str(inventory.python), "-P", "-m", "vllm_stack.ray", str(layout.worker_json(RAY))),
+        env=dict(ray.env),
     )
 
 
@@ -161,7 +209,7 @@ def _workers(deployment: Deployment, layout: Layout, timings: Timings) -> tuple[
     options, inventory = deployment.options, deployment.inventory
     model = inventory.found_model()
     args = accept(options.vllm_args)
-    if not options.workers:
+    if not options.workers or options.on_ray:
         return ()
     vllm = inventory.found_vllm()
     kept = kept_masks(inventory.gpu_masks, inventory.gpus)
@@ -234,6 +282,8 @@ def _notes(models: Sequence[Options], inventory: Inventory) -> list[str]:
     notes = []
     if not options.asks_key:
         notes.append(_without_a_key(options.host, inventory.named_keys))
+    if options.on_ray:
+        notes += ray_notes(options, models)
     cores = len(inventory.machine.cores)
     if options.on_cpu and options.all_workers > cores:
         notes.append(f"{options.all_workers} workers share {cores} CPU cores: expect them to be slow")

@@ -139,7 +139,7 @@ def _worker(place: Place, sights: Sights, pace: Pace) -> Worker:
         gpus=tuple(sights.gpus.get(token, GpuUsage(token)) for token in place.gpus),
         starts=seen.lives.starts,
         failures=seen.lives.failures,
-        last_failure=None if failure is None else f"vLLM {failure.story}",
+        last_failure=None if failure is None else failure.story,
         failed_at=None if failure is None else failure.time,
         ordered_out=None if order is None else asdict(order),
     )

@@ -106,7 +106,7 @@ def _ended_since(note: PhaseNote, failure: Failure) -> bool:
 
 
 def _of_failure(failure: Failure) -> str:
-    return f"vLLM {failure.story}" if failure.is_settled else f"vLLM {failure.how}; why is being looked into"
+    return failure.story if failure.is_settled else f"{failure.what} {failure.how}; why is being looked into"
 
 
 def _disagreement(state: State, seen: WorkerSight) -> str:

@@ -13,7 +13,7 @@ from vllm_stack.verbs.options import ENVIRONMENT
 # In the order in which they are needed; a verb that is not named here is listed under the last heading.
 _HEADINGS = {
     "Make a stack": ("check", "plan", "fetch", "render"),
-    "Run it": ("up", "wait", "down"),
+    "Run it": ("up", "wait", "down", "join", "haproxy"),
     "Look at it": ("status", "top", "logs", "bench"),
     "Operate it": (),
 }

@@ -64,6 +64,22 @@ class CountOrAuto(click.ParamType[int | Literal["auto"]]):
         return "N|auto"
 
 
+class WorkerCount(CountOrAuto):
+    """A number, `auto`, or the bounds between which Ray may choose, which stay as they are spelled."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        least, colon, most = str(value).partition(":")
+        if not colon:
+            return super().convert(value, parameter, context)
+        bounds = [int(super(WorkerCount, self).convert(word, parameter, context)) for word in (least, most)]
+        if not 1 <= bounds[0] < bounds[1]:
+            self.fail(f"{value} is no range: write MIN:MAX with 1 <= MIN < MAX", parameter, context)
+        return f"{bounds[0]}:{bounds[1]}"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return "N|auto|MIN:MAX"
+
+
 out_option = option(
     "--out",
     type=click.Path(path_type=Path),
@@ -83,11 +99,11 @@ def render_options(function: _Function) -> _Function:
 _RENDER_OPTIONS = (
     option(
         "--workers",
-        type=CountOrAuto(least=0, most=1024),
+        type=WorkerCount(least=0, most=1024),
         default=1,
         show_default=True,
         help="vLLM servers to run; 0 runs none and sends everything to --upstream; auto: as many as the free "
-        "GPUs make.",
+        "GPUs make; MIN:MAX, with --target ray: as many as the load asks for.",
     ),
     option(
         "--tensor-parallel-size",
@@ -96,13 +112,50 @@ _RENDER_OPTIONS = (
         show_default=True,
         help="GPUs of each worker; auto: the fewest that hold the model.",
     ),
+    option(
+        "--pipeline-parallel-size",
+        type=click.IntRange(1, 64),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="With --target ray: stages of each worker, of as many GPUs each as --tensor-parallel-size says. "
+        "They may be on different boxes, so a model can be larger than one.",
+    ),
     option("--revision", help="Branch, tag or commit of the model on the hub."),
+    option(
+        "--target",
+        type=click.Choice(["supervisord", "ray"]),
+        default="supervisord",
+        show_default=True,
+        help="What runs the workers: supervisord, on this box; or Ray Serve, on all boxes that `vllm-stack "
+        "join` the cluster whose head this box is. supervisord holds up the head and the door then.",
+    ),
+    option(
+        "--ray-host",
+        metavar="ADDRESS",
+        help="With --target ray: the address of this box by which other boxes join it.  [default: none can, "
+        "the cluster is this box]",
+    ),
+    option(
+        "--ray-port",
+        type=click.IntRange(1, 65535),
+        default=6379,
+        show_default=True,
+        help="Port of the Ray cluster's head, which boxes join.",
+    ),
+    option(
+        "--ray-dashboard-port",
+        type=click.IntRange(1, 65535),
+        default=8265,
+        show_default=True,
+        help="Port of Ray's dashboard, loopback only.",
+    ),
     option(
         "--base-port",
         type=click.IntRange(1, 65535),
         default=5001,
         show_default=True,
-        help="Port of worker-0.",
+        help="Port of worker-0; with --target ray that of Ray Serve.",
     ),
     option(
         "--worker-transport",

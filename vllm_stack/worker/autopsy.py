@@ -51,10 +51,10 @@ class Autopsy:
     def of_server(self, returncode: int, seconds: float) -> tuple[Failure, str | None]:
         """Record that the server ended after `seconds`; gives the failure and the line said of it."""
         phase = Phase.STARTING if self.ready_since is None else Phase.READY
-        failure = new_failure(returncode, seconds, phase, self._in_row())
+        failure = new_failure(returncode, seconds, phase, self._in_row(), self._spec.what)
         failure = replace(failure, cause=self.verdict, evidence=self.evidence)
         line = self._voice.say(
-            f"vLLM {describe_end(returncode)} after {seconds:.0f} s, and nobody had asked it to"
+            f"{self._spec.what} {describe_end(returncode)} after {seconds:.0f} s, and nobody had asked it to"
         )
         self._record(failure)
         return failure, line
@@ -77,21 +77,21 @@ class Autopsy:
         # What its wrapper noted last; nobody noted more.
         was_ready = read_record(self._spec.phase).get("phase") == Phase.READY
         phase = Phase.READY if was_ready else Phase.STARTING
-        failure = new_failure(-signal.SIGKILL, seconds, phase, self._in_row())
+        failure = new_failure(-signal.SIGKILL, seconds, phase, self._in_row(), self._spec.what)
         cause = "its wrapper was killed from outside, and it went with it"
         failure = replace(failure, cause=cause, examined=True)
-        self._voice.say(f"vLLM {failure.story}")
+        self._voice.say(failure.story)
         self._record(failure)
         self._remember(failure)
 
     def of_command(self, returncode: int, error: OSError) -> None:
         """Record that vLLM could not even be executed."""
         failure = replace(
-            new_failure(returncode, 0.0, Phase.STARTING, self._in_row()),
+            new_failure(returncode, 0.0, Phase.STARTING, self._in_row(), self._spec.what),
             cause=f"the program cannot be executed: {error}",
             examined=True,
         )
-        self._voice.say(f"vLLM cannot be started: {error}")
+        self._voice.say(f"{self._spec.what} cannot be started: {error}")
         self._record(failure)
         self._remember(failure)
 

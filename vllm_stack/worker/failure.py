@@ -38,6 +38,7 @@ class Failure:
     in_row: int = 1
     examined: bool = False
     lines: tuple[str, ...] = ()
+    what: str = "vLLM"
 
     @property
     def how(self) -> str:
@@ -46,9 +47,9 @@ class Failure:
 
     @property
     def story(self) -> str:
-        """Say in words how it ended, after how long, and why if that is known."""
+        """Say in words what ended, how, after how long, and why if that is known."""
         why = self.cause or "the cause is not known"
-        return f"{self.how} after {self.seconds_alive:.0f} s: {why}"
+        return f"{self.what} {self.how} after {self.seconds_alive:.0f} s: {why}"
 
     @property
     def is_settled(self) -> bool:
@@ -66,7 +67,9 @@ def boot_clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def new_failure(returncode: int, seconds_alive: float, phase: str, in_row: int = 1) -> Failure:
+def new_failure(
+    returncode: int, seconds_alive: float, phase: str, in_row: int = 1, what: str = "vLLM"
+) -> Failure:
     """Give the failure of a server that has just ended."""
     return Failure(
         at=boot_clock(),
@@ -76,6 +79,7 @@ def new_failure(returncode: int, seconds_alive: float, phase: str, in_row: int =
         seconds_alive=round(seconds_alive, 1),
         phase=phase,
         in_row=in_row,
+        what=what,
     )
 
 
@@ -115,6 +119,7 @@ def last_failure(path: Path) -> Failure | None:
             in_row=int(raw["in_row"]),
             examined=bool(raw["examined"]),
             lines=tuple(map(str, raw["lines"])),
+            what=str(raw.get("what", "vLLM")),
         )
     except (ValueError, KeyError, TypeError):
         return None

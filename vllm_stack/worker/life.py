@@ -74,7 +74,8 @@ class Life:
             self._autopsy.of_command(EXIT_CANNOT_START, error)
             self._forget_life()
             return EXIT_CANNOT_START
-        self._autopsy.begin(self._voice.say(f"started vLLM on {self._spec.address}, process {tree.pid}"))
+        started = f"started {self._spec.what} on {self._spec.address}, process {tree.pid}"
+        self._autopsy.begin(self._voice.say(started))
         asked = Watch(self._spec, self._environ, self._voice, self._autopsy, self._turn, tree).until_end()
         return self._end(tree, asked)
 

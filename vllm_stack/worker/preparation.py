@@ -92,8 +92,9 @@ class Preparation:
             return False
         pause = max(delay - age, spec.settle - (time.monotonic() - self._born))
         again = f", the {_ordinal(failure.in_row)} failure in a row" if failure.in_row > 1 else ""
-        self._voice.say(f"vLLM {failure.how} {age:.0f} s ago{again}; starting it again in {pause:.0f} s")
-        self._phase(Phase.WAITING, f"vLLM {failure.story}", time.time() + pause)
+        ended = f"{failure.what} {failure.how} {age:.0f} s ago{again}"
+        self._voice.say(f"{ended}; starting it again in {pause:.0f} s")
+        self._phase(Phase.WAITING, failure.story, time.time() + pause)
         return _stop_comes_within(pause)
 
     def _wait_for_memory(self) -> bool:

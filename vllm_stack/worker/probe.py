@@ -12,6 +12,7 @@ from vllm_stack.address import Address, TcpAddress
 from vllm_stack.local_http import fetch
 
 TIMEOUT = 5.0
+HEALTH = "/health"
 # A step of the engine, whatever it computed (vllm/v1/metrics/loggers.py).
 _STEPS = re.compile(rb"^vllm:iteration_tokens_total_count(?:\{[^}\n]*\})? ([0-9.eE+]+)", re.MULTILINE)
 
@@ -24,11 +25,12 @@ class Probe:
     address: Address
     admin_port: int
     timeout: float = TIMEOUT
+    path: str = HEALTH
 
     def health(self) -> str | None:
         """Give None if the server says it is well, otherwise what is wrong in a few words."""
         try:
-            status, _ = fetch(self.address, "/health", self.timeout)
+            status, _ = fetch(self.address, self.path, self.timeout)
         except (ConnectionRefusedError, FileNotFoundError):  # no port, no socket
             return "refuses connections"
         except TimeoutError:

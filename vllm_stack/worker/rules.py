@@ -559,6 +559,22 @@ _RULES_OF_LAST_RESORT = (
     ),
 )
 
+# What vllm_stack.ray.conductor says of its own end. It knows what Ray told it; a replica's last words, which
+# are in the same log, tell more where one of the rules above knows them.
+_RULES_OF_RAY = (
+    Rule(
+        "other versions than the cluster",
+        "this box's Ray, or its Python, is not that of the cluster: install the same versions on every box",
+        _raised(r"Version mismatch: The cluster was started with"),
+        phases=_AT_START,
+    ),
+    Rule(
+        "ray cannot go on",
+        "{why}",
+        _said(r"\S{1,10} \S{1,8} vllm-stack ray: cannot go on: (?P<why>[^\n]{1,700})"),
+    ),
+)
+
 # What they are about, in the order in which they are asked: causes before effects, the special before the
 # general.
 GROUPS: Mapping[str, tuple[Rule, ...]] = {
@@ -568,6 +584,7 @@ GROUPS: Mapping[str, tuple[Rule, ...]] = {
     "The model": _RULES_OF_MODEL,
     "Options that do not go together": _RULES_OF_OPTIONS,
     "GPUs": _RULES_OF_GPU,
+    "Ray": _RULES_OF_RAY,
     "Where nothing else says why": _RULES_OF_LAST_RESORT,
 }
 RULES: tuple[Rule, ...] = tuple(chain.from_iterable(GROUPS.values()))

@@ -20,6 +20,7 @@ from vllm_stack.layout import (
 from vllm_stack.leftovers.processes import Identity
 from vllm_stack.leftovers.shared_memory import SharedMemory
 from vllm_stack.worker.liveness import Limits
+from vllm_stack.worker.probe import HEALTH
 from vllm_stack.worker.turn import Stagger
 
 
@@ -49,6 +50,10 @@ class Spec:
     limits: Limits
     stagger: Stagger
     device: str = "cuda"
+    # What it is that runs, for whoever reads of it.
+    what: str = "vLLM"
+    # Where it says whether it is well.
+    health: str = HEALTH
 
     @property
     def failure(self) -> Path:
@@ -106,6 +111,8 @@ def read_spec(path: Path) -> Spec:
             limits=Limits(raw["start_timeout"], raw["wedge_timeout"]),
             stagger=Stagger(raw["start_stagger"], raw["engine"]),
             device=raw["device"],
+            what=raw.get("what", "vLLM"),
+            health=raw.get("health", HEALTH),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a worker that this version rendered: {error!r}") from error

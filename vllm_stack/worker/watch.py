@@ -42,7 +42,7 @@ class Watch:
         self._autopsy = autopsy
         self._turn = turn
         self._tree = tree
-        self._probe = Probe(spec.name, spec.address, spec.admin_port)
+        self._probe = Probe(spec.name, spec.address, spec.admin_port, path=spec.health)
         self._dog = Watchdog(self._probe, spec.limits, spec.memory, self._take_evidence)
         self._deadline: float | None = None  # of a stop that was asked for
         self._next_term: float | None = None
@@ -70,10 +70,10 @@ class Watch:
 
     def _stop(self) -> None:
         if self._deadline is not None:
-            self._voice.say("told to stop again: killing vLLM")
+            self._voice.say(f"told to stop again: killing {self._spec.what}")
             self._tree.signal(signal.SIGKILL)
             return
-        self._voice.say(f"told to stop: vLLM has {self._spec.stop_grace:.0f} s")
+        self._voice.say(f"told to stop: {self._spec.what} has {self._spec.stop_grace:.0f} s")
         self._deadline = time.monotonic() + self._spec.stop_grace
         self._dog.stop()
         self._phase(Phase.STOPPING)
@@ -90,7 +90,7 @@ class Watch:
         """See to it that the stop comes to its end."""
         now = time.monotonic()
         if now >= deadline:
-            self._voice.say("vLLM did not stop in time: killing it")
+            self._voice.say(f"{self._spec.what} did not stop in time: killing it")
             self._tree.signal(signal.SIGKILL)
             self._deadline = now + 5
         elif self._next_term is not None and now >= self._next_term:
@@ -117,7 +117,7 @@ class Watch:
         """Note that the server is ready; end one that is not alive, when the evidence is taken."""
         if self._dog.ready and self._autopsy.ready_since is None:
             self._autopsy.ready_since = time.monotonic()
-            self._voice.say(f"vLLM is ready after {time.monotonic() - self._tree.started:.0f} s")
+            self._voice.say(f"{self._spec.what} is ready after {time.monotonic() - self._tree.started:.0f} s")
             self._phase(Phase.READY)
             with self._voice.noting("that the caches are warm could not be noted"):
                 self._turn.was_ready()

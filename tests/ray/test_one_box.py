@@ -1,0 +1,166 @@
+"""One box: what `render --target ray` writes serves, as the stack under supervisord would."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+import requests
+
+from tests.e2e.conftest import KEY, RealStack, client
+from tests.ray.conftest import ALIAS, NAME, READY, Head, answer_of, chat, shape, shared_memory
+from tests.support.polling import until
+from tests.support.processes import ProcessLedger, is_alive
+
+
+@pytest.fixture
+def api(head: Head) -> Iterator[openai.OpenAI]:
+    with client(head) as api:
+        yield api
+
+
+def test_a_chat_and_a_stream_are_answered_by_name_and_by_alias(api: openai.OpenAI) -> None:
+    for name in (NAME, ALIAS):
+        answer = chat(api, name)
+        assert (answer.model, answer.usage.completion_tokens) == (NAME, 5)
+        deltas = list(chat(api, name, 6, stream=True))
+        assert deltas[-1].choices[0].finish_reason == "length"
+        assert sum(bool(delta.choices[0].delta.content) for delta in deltas) > 1
+
+
+def test_the_models_are_listed_as_vllm_lists_them(api: openai.OpenAI) -> None:
+    listed = api.models.list().data
+    assert [model.id for model in listed] == [NAME, ALIAS]
+    assert {model.model_dump()["max_model_len"] for model in listed} == {1024}
+    assert {model.owned_by for model in listed} == {"vllm"}
+
+
+def test_the_door_asks_for_the_key_that_was_given(head: Head) -> None:
+    with client(head, "sk-of-nobody") as api, pytest.raises(openai.AuthenticationError) as raised:
+        chat(api)
+    assert raised.value.code == "invalid_api_key"
+
+
+def test_an_unknown_model_is_refused_as_vllm_refuses_it(api: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as raised:
+        chat(api, "no-such-model")
+    assert raised.value.body == {
+        "message": "The model `no-such-model` does not exist.",
+        "type": "NotFoundError",
+        "param": "model",
+        "code": 404,
+    }
+
+
+def test_status_shows_the_cluster_as_ready(head: Head) -> None:
+    result = head.vllm_stack("status")
+    assert result.returncode == 0, result.stdout
+    assert "ray" in result.stdout
+    assert "ready" in result.stdout
+
+
+def test_ray_lets_nobody_in_without_the_token(head: Head) -> None:
+    answer = requests.get(f"http://127.0.0.1:{head.dashboard_port}/api/serve/applications/", timeout=20)
+    assert answer.status_code == 401
+    assert head.token.stat().st_mode & 0o777 == 0o600
+    rendered = "".join(
+        path.read_text("utf-8", "replace") for path in head.layout.out.glob("*.*") if path.is_file()
+    )
+    assert head.token.read_text().strip() not in rendered
+    assert KEY not in rendered
+
+
+def test_what_engines_say_is_in_the_log_of_the_program(head: Head) -> None:
+    log = head.vllm_stack("logs", "ray", "--lines", "2000").stdout
+    assert "EngineCore" in log
+    assert "serving: all replicas run" in log
+
+
+def test_verbs_that_are_for_workers_under_supervisord_say_so(head: Head) -> None:
+    for verb in (["roll"], ["drill", "--yes"]):
+        result = head.vllm_stack(*verb)
+        assert result.returncode == 2, result.stdout
+        assert "Ray" in result.stderr
+
+
+def test_answers_have_the_shape_of_the_stack_under_supervisord(
+    head: Head, tmp_path: Path, tiny_model: Path
+) -> None:
+    with ProcessLedger(grace=60) as ledger:
+        other = RealStack(tmp_path, ledger, workers=1)
+        other.render(tiny_model, "--served-model-name", NAME, ALIAS)
+        other.start()
+        other.wait()
+        for request in (
+            {"path": "/v1/chat/completions", "messages": [{"role": "user", "content": "Hello"}]},
+            {
+                "path": "/v1/chat/completions",
+                "messages": [{"role": "user", "content": "Hello"}],
+                "stream": True,
+            },
+            {"path": "/v1/completions", "prompt": "Hello"},
+            {"path": "/v1/models"},
+        ):
+            assert raw(head, dict(request)) == raw(other, dict(request)), request
+
+
+def raw(stack: RealStack, body: dict[str, object]) -> object:
+    """Give the shape of an answer; of a stream that of its events, each once."""
+    url = f"http://127.0.0.1:{stack.port}{body.pop('path')}"
+    headers = {"Authorization": f"Bearer {KEY}"}
+    if not body:
+        return shape(requests.get(url, headers=headers, timeout=60).json())
+    body = {**body, "model": ALIAS, "max_tokens": 4, "temperature": 0}
+    answer = requests.post(url, headers=headers, json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    if not body.get("stream"):
+        return shape(answer.json())
+    return [sorted(shape(event)) for event in events(answer.text)]
+
+
+def events(text: str) -> Iterator[object]:
+    import json
+
+    for line in text.splitlines():
+        if line.startswith("data: {"):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def test_a_head_whose_raylet_dies_comes_back_with_all_it_served(head: Head, ledger: ProcessLedger) -> None:
+    """Last but one: it takes a start."""
+    ledger.remember()
+    mine = str(head.layout.ray_temp)
+    (raylet,) = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if (words := process.info["cmdline"] or [])
+        and words[0].endswith("/raylet")
+        and any(mine in w for w in words)
+    ]
+    before = {
+        process.pid: process.create_time()
+        for process in ledger.alive()
+        if "proxy" not in " ".join(process.cmdline())
+    }
+    raylet.send_signal(signal.SIGKILL)
+    until(lambda: (head.layout.state / "ray.failure.json").exists(), 60, "the failure is recorded", every=0.2)
+    until(lambda: not is_alive(raylet.pid), 10, "the raylet is gone")
+    until(lambda: answer_of(head).usage.completion_tokens == 5, READY, "it answers again", every=1)
+    engines = [pid for pid, created in before.items() if is_alive(pid, created)]
+    names = [" ".join(psutil.Process(pid).cmdline())[:60] for pid in engines]
+    assert not [name for name in names if name.startswith(("ray::", "VLLM", "vllm-stack:"))], names
+    assert "Ray has ended" in (head.layout.state / "ray.failures.jsonl").read_text()
+
+
+def test_down_leaves_nothing(head: Head, ledger: ProcessLedger) -> None:
+    """Last: it ends the stack."""
+    result = head.vllm_stack("down")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "No process of the stack is left" in result.stdout
+    until(lambda: not ledger.alive(), 10, "no process is left")
+    left = {name for name in shared_memory() if name.startswith(("psm_", "sem."))}
+    assert not left
