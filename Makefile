@@ -111,7 +111,7 @@ test: $(STACK) $(VLLM)  ## Everything: unit, integration with a fake vLLM, end t
 	$(PYTEST) tests/e2e
 
 .PHONY: test-ray
-test-ray: $(STACK) $(VLLM) $(RAY)  ## Real Ray with real vLLM: one box, two boxes, one of them lost (12 min)
+test-ray: $(STACK) $(VLLM) $(RAY)  ## Real Ray with real vLLM: one box, two boxes, one of them lost (7 min)
 	$(PYTEST) tests/ray
 
 .PHONY: test-unit
@@ -172,6 +172,10 @@ wire: $(STACK)  ## Write docs/wire.md anew: what nginx and haproxy make of odd r
 .PHONY: bench
 bench: $(BENCH)  ## Our proxy beside others: a table, a report and a plot in benchmarks/out (15 min; ARGS=--quick)
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: bench-ray
+bench-ray: install $(RAY) $(if $(MODEL),,$(TINY_MODEL))  ## What a request costs on Ray, beside the same stack under supervisord (10 min; ARGS=)
+	@$(BIN)/python -m benchmarks.on_ray $(ARGS) "$(or $(MODEL),$(TINY_MODEL))"
 
 .PHONY: bench-install
 bench-install: $(BENCH)  ## Get the proxies to compare with: Debian packages and PyPI (LITELLM=1 for LiteLLM too)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vllm_stack.address import LOOPBACK, TcpAddress
@@ -20,15 +20,17 @@ from vllm_stack.checks.ray_checks import ray_version as check_ray_version
 from vllm_stack.checks.run import advice, refuse
 from vllm_stack.checks.vllm_checks import vllm as check_vllm
 from vllm_stack.checks.vllm_checks import vllm_build as check_vllm_build
-from vllm_stack.errors import InsufficientGpus, PortError, RayError, UsageError
+from vllm_stack.errors import InsufficientGpus, PortError, RayError, StackError, UsageError
 from vllm_stack.files import File, make_directories, shown, write_files
 from vllm_stack.inventory import Inventory, take_machine
+from vllm_stack.layout import Layout
 from vllm_stack.options import Options
 from vllm_stack.planning.member import Membership, member_plan
 from vllm_stack.planning.plan import Plan
 from vllm_stack.ports import can_bind
 from vllm_stack.regular_file import read_regular
 from vllm_stack.render import render_member
+from vllm_stack.supervisor_rpc import Supervisor
 
 # The most (bytes) of a token, and the seconds that a cluster has to say whether it takes it.
 _MOST_TOKEN = 4096
@@ -50,6 +52,11 @@ def join_cluster(options: Options, membership: Membership, token_file: Path | No
     `token_file` holds what the cluster's boxes must know, "-" is the standard input; None takes the one that
     is here from before. Raises `StackError` with one sentence for whatever keeps the box from joining.
     """
+    layout = Layout.at(options.out)
+    if Supervisor(layout.socket).pid() is not None:
+        raise StackError(f"The stack in {layout.out} runs already: `vllm-stack down` stops it")
+    if options.ray_host is None:
+        options = replace(options, ray_host=_own_address(membership.head))
     inventory = take_machine(options)
     findings = dict(_findings(options, inventory))
     refuse(findings)
@@ -66,6 +73,20 @@ def join_cluster(options: Options, membership: Membership, token_file: Path | No
     _check_cluster(plan, membership.head)
     write_files(render_member(plan))
     return Joined(plan, advice(findings))
+
+
+def _own_address(head: TcpAddress) -> str | None:
+    """Give the address from which this box reaches the head, by which others reach it; None if it does not.
+
+    Nothing is sent: a datagram socket that is connected only has an address.
+    """
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(head.host, head.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    except (OSError, UnicodeError):
+        return None
 
 
 def _findings(options: Options, inventory: Inventory) -> Iterator[tuple[str, Finding]]:

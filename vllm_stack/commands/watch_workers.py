@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from vllm_stack.commands.stack import Stack
 from vllm_stack.commands.standing import ask_standings
-from vllm_stack.layout import failure_record, phase_note
+from vllm_stack.layout import RAY, failure_record, phase_note
 from vllm_stack.log_tail import last_lines
 from vllm_stack.records.phase import Phase, read_phase
 from vllm_stack.worker.failure import Failure, last_failure
 
 # How often those that wait look, and how often they speak although nothing changed (seconds).
 LOOK_EVERY = 1.0
+# Lines in which a line of ours is looked for, and how much of it is shown.
+_SEARCHED = 400
+_WIDE = 220
 SPEAK_EVERY = 10.0
 # What the proxy says of a worker that is out, where it says more than that nobody listens.
 _TELLING = ("stopping", "stopped", "ill", "late")
@@ -100,8 +103,14 @@ def failure_of(stack: Stack, name: str) -> Failure | None:
 
 
 def last_word(stack: Stack, name: str) -> str:
-    """Give the last line of a program's log, as much as fits on a screen."""
-    return " ".join(last_lines(stack.layout.logs / f"{name}.log", 1))[:100]
+    """Give the last line of a program's log, as much as fits on a screen.
+
+    Of Ray's, which says much, the last line that is ours.
+    """
+    lines = last_lines(stack.layout.logs / f"{name}.log", _SEARCHED if name == RAY else 1)
+    if name == RAY:
+        lines = [line for line in lines if f"vllm-stack {RAY}: " in line][-1:]
+    return " ".join(lines)[: _WIDE if name == RAY else 100]
 
 
 def log_tail(stack: Stack, name: str) -> list[str]:

@@ -42,6 +42,12 @@ _STEPS = (
 )
 
 
+# What vllm_stack.ray.conductor says; Ray's own lines tell nobody how far it is.
+_OF_RAY = re.compile(
+    r"vllm-stack ray: (?P<what>(?:waiting for more boxes|deploying|vllm is|health is)[^\n]{0,200})"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """What a server does that loads, in words, and how much of that is done in percent, if it tells."""
@@ -57,8 +63,10 @@ class Progress:
 def read_progress(lines: Sequence[str], name: str) -> Progress | None:
     """Give how far the last start in a worker's log has come; None where it has said nothing yet."""
     for line in reversed(lines):
-        if f"vllm-stack {name}: started vLLM" in line:
+        if f"vllm-stack {name}: started " in line:
             return None
+        if (said := _OF_RAY.search(line)) is not None:
+            return Progress(said["what"])
         if (progress := _of(line)) is not None:
             return progress
     return None

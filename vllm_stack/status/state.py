@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from enum import StrEnum
 
+from vllm_stack.layout import RAY
 from vllm_stack.records.drain_order import DrainOrder
 from vllm_stack.records.phase import Phase, PhaseNote
 from vllm_stack.status.progress import Progress, read_progress
@@ -77,6 +78,8 @@ def _judge(name: str, seen: WorkerSight) -> tuple[State, str]:
         still = "; the proxy still sends to it" if seen.standing is not None and seen.standing.open_in else ""
         return State.NOT_ANSWERING, f"it was ready, but now {seen.trouble}{still}"
     progress = read_progress(seen.log, name)
+    if name == RAY:
+        return State.LOADING, "" if progress is None else str(progress)
     return State.LOADING, "" if progress is None else f"it {progress}"
 
 

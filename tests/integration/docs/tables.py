@@ -13,6 +13,7 @@ _NETWORK = "comes from the network; tests/integration/test_wheel.py installs a w
 _OTHERS = "needs other proxies, and a quarter of an hour; tests/integration/test_benchmarks.py runs ours"
 _CPU = "the real vLLM on a CPU: `make install` and `make demo` do this, and tests/e2e goes on from there"
 _OWN = "made of this very run"
+_RAY = "real Ray with real vLLM; tests/ray renders, runs and joins"
 
 # What is not run, as it stands in the pages, and why.
 EXCUSED = {
@@ -32,6 +33,19 @@ EXCUSED = {
     "python docs/examples/demo_model.py demo-model": _CPU,
     "vllm serve demo-model --host 127.0.0.1 --enforce-eager --kv-cache-memory-bytes 256M "
     "--max-model-len 2048": _CPU,
+    "pip install 'vllm-stack[vllm,ray]'": _NETWORK,
+    "make up-ray MODEL=Qwen/Qwen3-8B WORKERS=2": _RAY,
+    "make up-ray MODEL=Qwen/Qwen3-8B WORKERS=2 RAY_HOST=10.0.0.1": _RAY,
+    "make join-ray HEAD=10.0.0.1 TOKEN_FILE=ray-token": _RAY,
+    "vllm-stack render Qwen/Qwen3-8B --target ray --workers 2 --api-key-file keys.txt "
+    "-- --max-model-len 8192": _RAY,
+    "vllm-stack render Qwen/Qwen3-8B --target ray --workers 2 --ray-host 10.0.0.1 "
+    "--api-key-file keys.txt": _RAY,
+    "vllm-stack up --out out": _RAY,
+    "vllm-stack join 10.0.0.1 --token-file ray-token": _RAY,
+    "ssh head cat out/secrets/ray-token | vllm-stack join 10.0.0.1 --token-file -": _RAY,
+    "haproxy -f haproxy.cfg": "another program; tests/integration/proxy/test_haproxy.py runs it",
+    "haproxy -c -f haproxy.cfg": "another program; tests/integration/proxy/test_haproxy.py runs it",
     "make demo": ".ci/run runs it",
     "make test": _OWN,
     "make lint test-unit": ".ci/run runs them",
@@ -106,6 +120,12 @@ GIVEN = {
         *RUNNING,
         "vllm-stack render Qwen/Qwen3-8B --workers 2 --toml > stack.toml",
         "mkdir -p ~/.config/fish/completions",
+    ),
+    "docs/boxes.md": (
+        *(
+            f"(umask 077; echo sk-of-a-test > {name})"
+            for name in ("keys.txt", "door-keys.txt", "upstream-keys.txt")
+        ),
     ),
     "docs/models.md": (_KEYS, "vllm serve openai/whisper-large-v3 --port 5001 &"),
     # The new vLLM of the upgrade, which is not installed here, is the old one in another place.
