@@ -39,6 +39,8 @@ BESIDE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Unit tests share nothing, and some of them wait.
 UNIT_JOBS ?= 3
 UNIT := $(PYTEST) -n $(UNIT_JOBS) --dist worksteal tests/unit
+# `make test-ray RAY_TESTS=tests/ray/test_answer.py` deploys on one box and asks: two minutes.
+RAY_TESTS ?= tests/ray
 # How many times the examples of a usual run `make fuzz` takes, and of which tests: what reads bytes of others.
 FUZZ_FACTOR ?= 30
 FUZZED := $(addprefix tests/unit/test_,request_parser.py framing.py pump.py routing_key.py model_name.py auth_and_routes.py exposition.py) \
@@ -111,8 +113,8 @@ test: $(STACK) $(VLLM)  ## Everything: unit, integration with a fake vLLM, end t
 	$(PYTEST) tests/e2e
 
 .PHONY: test-ray
-test-ray: $(STACK) $(VLLM) $(RAY)  ## Real Ray with real vLLM: one box, two boxes, one of them lost (7 min)
-	$(PYTEST) tests/ray
+test-ray: $(STACK) $(VLLM) $(RAY)  ## Real Ray with real vLLM: one box, two boxes, one of them lost (8 min)
+	$(PYTEST) $(RAY_TESTS)
 
 .PHONY: test-unit
 test-unit: $(STACK)  ## The pure parts only (seconds)

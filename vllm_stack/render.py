@@ -205,10 +205,11 @@ def _stack(plan: Plan) -> dict[str, Any]:
             {
                 "model": model.options.model,
                 "revision": model.options.revision,
-                "names": choice.names,
-                "servers": choice.servers,
+                "names": model.names,
+                # On Ray one server has all models, and each is still a model of its own.
+                "servers": model.servers if plan.head is None else (plan.head.name,),
             }
-            for model, choice in zip(plan.models, plan.choices, strict=False)
+            for model in plan.models
         ],
         "device": plan.device,
         "vllm_version": plan.vllm_version,
@@ -235,6 +236,7 @@ def _stack(plan: Plan) -> dict[str, Any]:
         "upstreams": _upstreams(plan),
         "target": options.target,
         "joins": plan.ray.node.joins if plan.ray else None,
+        "ray_ports": [options.ray_port, options.ray_dashboard_port] if plan.ray and plan.has_door else [],
     }
 
 

@@ -62,6 +62,7 @@ class Head(RealStack):
         self.port, self.admin_port, self.ray_port, self.dashboard_port = (port_for_ray() for _ in range(4))
         self.replicas = 1
         self.cores: str | None = None
+        self.before = shared_memory()
 
     def render_for_ray(self, model: Path, *words: str) -> None:
         """Render it, with the model under a name and an alias; a failed start is tried again soon."""
@@ -145,7 +146,7 @@ class Member:
 
 
 def shared_memory() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if not name.startswith("plasma")}  # noqa: S108
+    return set(os.listdir("/dev/shm"))  # noqa: S108
 
 
 def answer_of(head: Head, model: str = NAME, tokens: int = 5) -> Any:

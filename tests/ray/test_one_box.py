@@ -6,61 +6,13 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import openai
 import psutil
-import pytest
 import requests
 
-from tests.e2e.conftest import KEY, RealStack, client
-from tests.ray.conftest import ALIAS, NAME, READY, Head, answer_of, chat, shape, shared_memory
+from tests.e2e.conftest import KEY, RealStack
+from tests.ray.conftest import ALIAS, NAME, READY, Head, answer_of, shape
 from tests.support.polling import until
 from tests.support.processes import ProcessLedger, is_alive
-
-
-@pytest.fixture
-def api(head: Head) -> Iterator[openai.OpenAI]:
-    with client(head) as api:
-        yield api
-
-
-def test_a_chat_and_a_stream_are_answered_by_name_and_by_alias(api: openai.OpenAI) -> None:
-    for name in (NAME, ALIAS):
-        answer = chat(api, name)
-        assert (answer.model, answer.usage.completion_tokens) == (NAME, 5)
-        deltas = list(chat(api, name, 6, stream=True))
-        assert deltas[-1].choices[0].finish_reason == "length"
-        assert sum(bool(delta.choices[0].delta.content) for delta in deltas) > 1
-
-
-def test_the_models_are_listed_as_vllm_lists_them(api: openai.OpenAI) -> None:
-    listed = api.models.list().data
-    assert [model.id for model in listed] == [NAME, ALIAS]
-    assert {model.model_dump()["max_model_len"] for model in listed} == {1024}
-    assert {model.owned_by for model in listed} == {"vllm"}
-
-
-def test_the_door_asks_for_the_key_that_was_given(head: Head) -> None:
-    with client(head, "sk-of-nobody") as api, pytest.raises(openai.AuthenticationError) as raised:
-        chat(api)
-    assert raised.value.code == "invalid_api_key"
-
-
-def test_an_unknown_model_is_refused_as_vllm_refuses_it(api: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError) as raised:
-        chat(api, "no-such-model")
-    assert raised.value.body == {
-        "message": "The model `no-such-model` does not exist.",
-        "type": "NotFoundError",
-        "param": "model",
-        "code": 404,
-    }
-
-
-def test_status_shows_the_cluster_as_ready(head: Head) -> None:
-    result = head.vllm_stack("status")
-    assert result.returncode == 0, result.stdout
-    assert "ray" in result.stdout
-    assert "ready" in result.stdout
 
 
 def test_ray_lets_nobody_in_without_the_token(head: Head) -> None:
@@ -78,13 +30,6 @@ def test_what_engines_say_is_in_the_log_of_the_program(head: Head) -> None:
     log = head.vllm_stack("logs", "ray", "--lines", "2000").stdout
     assert "EngineCore" in log
     assert "serving: all replicas run" in log
-
-
-def test_verbs_that_are_for_workers_under_supervisord_say_so(head: Head) -> None:
-    for verb in (["roll"], ["drill", "--yes"]):
-        result = head.vllm_stack(*verb)
-        assert result.returncode == 2, result.stdout
-        assert "Ray" in result.stderr
 
 
 def test_answers_have_the_shape_of_the_stack_under_supervisord(
@@ -154,13 +99,3 @@ def test_a_head_whose_raylet_dies_comes_back_with_all_it_served(head: Head, ledg
     names = [" ".join(psutil.Process(pid).cmdline())[:60] for pid in engines]
     assert not [name for name in names if name.startswith(("ray::", "VLLM", "vllm-stack:"))], names
     assert "Ray has ended" in (head.layout.state / "ray.failures.jsonl").read_text()
-
-
-def test_down_leaves_nothing(head: Head, ledger: ProcessLedger) -> None:
-    """Last: it ends the stack."""
-    result = head.vllm_stack("down")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "No process of the stack is left" in result.stdout
-    until(lambda: not ledger.alive(), 10, "no process is left")
-    left = {name for name in shared_memory() if name.startswith(("psm_", "sem."))}
-    assert not left

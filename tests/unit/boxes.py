@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from vllm_stack import cli
 from vllm_stack.checks.finding import Finding
 from vllm_stack.checks.run import run_checks
+from vllm_stack.commands import render as rendering
+from vllm_stack.errors import StackError
 from vllm_stack.gpus.box import Gpu, GpuBox
 from vllm_stack.inventory import Inventory
 from vllm_stack.machine import Machine
@@ -15,6 +20,8 @@ from vllm_stack.model.find import Model
 from vllm_stack.options import Options
 from vllm_stack.planning.deployment import Deployment
 from vllm_stack.planning.plan import Plan, make_plan
+from vllm_stack.ray.engine_kwargs import EngineKwargs
+from vllm_stack.ray.installed import Ray
 from vllm_stack.vllm_command import VllmCommand
 
 GIB = 1024**3
@@ -53,8 +60,27 @@ def inventory(**changes: Any) -> Inventory:
     return Inventory(**{**facts, **changes})
 
 
+def ray_inventory(**changes: Any) -> Inventory:
+    """Give a machine with a Ray beside its vLLM, which nobody was told anything to pass on to."""
+    ray = Ray("2.60.0", Path("/opt/vllm/bin/ray"))
+    return inventory(**{"ray": ray, "engine_kwargs": EngineKwargs(), **changes})
+
+
 def options(**changes: Any) -> Options:
     return Options(**{"model": "org/model", "out": Path("/srv/stack"), "workers": 2, **changes})
+
+
+def typed(*words: str) -> tuple[Options, ...]:
+    """Give the options that `render` makes of a command line."""
+    taken: list[Options] = []
+
+    def take(models: Sequence[Options], dry_run: bool) -> None:
+        taken.extend(models)
+        raise StackError("that is enough")
+
+    with patch.object(rendering, "render_stack", take):
+        assert cli.run(["render", *words]) == 1
+    return tuple(taken)
 
 
 def plan_for(options: Options, inventory: Inventory) -> Plan:

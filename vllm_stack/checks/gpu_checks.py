@@ -65,7 +65,7 @@ def gpu_sharing(deployments: Sequence[Deployment]) -> Finding | None:
     """What two models ask of one GPU at their starts, there is but once (`request_memory` of vLLM)."""
     shares: dict[str, dict[str, float]] = {}
     for one in deployments:
-        if not one.options.on_cpu:
+        if not (one.options.on_cpu or one.options.spans_boxes):  # Ray gives no GPU to two
             for place in slices_or_none(one.options, one.inventory):
                 for identity in place.identities:
                     shares.setdefault(identity, {})[one.name] = needed_share(one.options.vllm_args)

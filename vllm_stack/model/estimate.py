@@ -74,6 +74,8 @@ def stages_for(config: ModelConfig, demand: Demand) -> tuple[int, int] | None:
 
     None where one box does, or it cannot be told.
     """
+    if config.weight_bytes is None or config.attention_heads is None:
+        return None
     if _size_that_fits(config, replace(demand, stages=1), 1) is not None:
         return None
     sizes = [size for size in range(demand.most_gpus, 0, -1) if divides(config, size)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def ray_plan(deployments: Sequence[Deployment], layout: Layout, timings: Timings
     """Decide what Ray is told of these models; raises `StackError` where it, or vLLM, is not there."""
     stack, inventory = deployments[0].options, deployments[0].inventory
     ray = inventory.found_ray()
-    gpus = () if stack.on_cpu else usable_gpus(stack, inventory)
+    usable = () if stack.on_cpu else (usable_gpus(one.options, one.inventory) for one in deployments)
+    gpus = tuple(dict.fromkeys(chain.from_iterable(usable)))
     serving = Serving(
         port=stack.base_port,
         keep_alive=timings.worker_keep_alive,

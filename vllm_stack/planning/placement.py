@@ -31,7 +31,7 @@ def places(options: Options, inventory: Inventory) -> tuple[Slice, ...]:
         return ()
     if options.spans_boxes:
         # Who gets which is Ray's business: what counts here is what one of these GPUs is.
-        options = replace(options, workers=1, tensor_parallel_size=1, ray_host=None)
+        options = replace(options, workers=1, tensor_parallel_size=1, pipeline_parallel_size=1, ray_host=None)
     slices = assign(
         _budget(options, inventory),
         inventory.gpus,

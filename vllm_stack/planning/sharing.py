@@ -57,8 +57,8 @@ def _check_one_takes_the_rest(deployments: Sequence[Deployment]) -> None:
 
 
 def _identities(one: Deployment) -> frozenset[str]:
-    if one.options.on_cpu:
-        return frozenset()
+    if one.options.on_cpu or one.options.spans_boxes:
+        return frozenset()  # on several boxes Ray keeps the models apart
     try:
         return frozenset(word for place in places(one.options, one.inventory) for word in place.identities)
     except StackError:

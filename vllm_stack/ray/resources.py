@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# Places that are tried in vain before there are said to be none: what takes longer to find, Ray, which tries
+# nothing twice, would not find either.
+_TRIES = 5_000
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -43,7 +47,7 @@ def missing(wanted: Sequence[Wanted], boxes: Sequence[Box]) -> str | None:
         has = [int(box.resources.get(resource, 0)) for box in boxes]
         there = f"the cluster has {sum(has)} {resource}{'s' * (sum(has) != 1)} on {_boxes(len(boxes))}"
         if sum(has) < need:
-            return f"{there}, and {need} are needed"
+            return f"{there}, and {need} {'is' if need == 1 else 'are'} needed"
         if not _find_places(asked, has):
             largest = max(one.size for one in asked)
             return f"{there}, but not in groups of {largest} on one box, as {need} are needed"
@@ -51,15 +55,46 @@ def missing(wanted: Sequence[Wanted], boxes: Sequence[Box]) -> str | None:
 
 
 def _find_places(asked: Sequence[Wanted], has: Sequence[int]) -> bool:
-    """Tell whether all groups find a box, the largest first, each on the box it fills best."""
-    left = list(has)
+    """Tell whether all groups find a box, the largest first, each on the box it fills best if that will do.
+
+    Where it will not, the other boxes are tried, too: groups of 3 and 2, 2, 2 find a place on boxes of 5 and
+    4 only if the first one leaves the box of 4 to others.
+    """
     sizes = sorted((one.size for one in asked for _ in range(one.replicas * one.stages)), reverse=True)
-    for size in sizes:
-        fitting = [index for index, free in enumerate(left) if free >= size]
-        if not fitting:
+    one_will_do = _chains(sizes)
+    ways = [(0, tuple(sorted(has)))]
+    seen = set(ways)
+    for _ in range(len(sizes) + _TRIES):
+        if not ways:
             return False
-        left[min(fitting, key=lambda index: left[index])] -= size
-    return True
+        placed, left = ways.pop()
+        if placed == len(sizes):
+            return True
+        frees = sorted({free for free in left if free >= sizes[placed]})
+        for free in reversed(frees[:1] if one_will_do[placed] else frees):
+            way = (placed + 1, _less(left, free, sizes[placed]))
+            if way not in seen:
+                seen.add(way)
+                ways.append(way)
+    return False
+
+
+def _chains(sizes: Sequence[int]) -> list[bool]:
+    """Tell for each place in falling `sizes` whether from there on each is a multiple of the next.
+
+    Then it does not matter which box is taken: what is on the other one instead, or as much of it as makes
+    the same size, could change places with it.
+    """
+    chains = [True] * len(sizes)
+    for place in range(len(sizes) - 2, -1, -1):
+        chains[place] = chains[place + 1] and sizes[place] % sizes[place + 1] == 0
+    return chains
+
+
+def _less(left: tuple[int, ...], free: int, size: int) -> tuple[int, ...]:
+    """Take `size` from a box that has `free`."""
+    at = left.index(free)
+    return tuple(sorted((*left[:at], free - size, *left[at + 1 :])))
 
 
 def _boxes(count: int) -> str:

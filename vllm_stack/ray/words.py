@@ -35,8 +35,9 @@ class Words:
         at = self._read.get(path, 0)
         size = path.stat().st_size
         if size <= at:
-            if size < at:
-                self._read[path] = 0  # it was begun anew
+            if size < at:  # it was begun anew
+                self._read[path] = 0
+                self._rest.pop(path, None)
             return
         with path.open("rb") as file:
             file.seek(at)

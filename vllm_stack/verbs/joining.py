@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from pathlib import Path
 
 import click
 
 from vllm_stack.address import TcpAddress
 from vllm_stack.verbs.options import Seconds, option, out_option
+
+# No host has a space, a slash or a bracket in its name; an IPv6 address with a port stands in brackets.
+_HEAD = re.compile(r"(?:\[(?P<ipv6>[^\s\[\]/]+)\]|(?P<host>[^\s\[\]/:]+))(?::(?P<port>[0-9]{1,5}))?")
 
 
 class Head(click.ParamType[TcpAddress]):
@@ -21,12 +26,19 @@ class Head(click.ParamType[TcpAddress]):
     ) -> TcpAddress:
         if isinstance(value, TcpAddress):
             return value
-        host, colon, port = value.rpartition(":") if not value.endswith("]") else (value, "", "")
-        if not colon:
-            host, port = value, str(self.port)
-        if not (host and port.isascii() and port.isdecimal() and 1 <= int(port) <= 65535) or "/" in host:
-            self.fail(f"{value!r} is no address: write HOST or HOST:PORT", parameter, context)
-        return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
+        parts = _HEAD.fullmatch(f"[{value}]" if _is_ipv6(value) else value)
+        port = int((parts and parts["port"]) or self.port)
+        if parts is None or not 1 <= port <= 65535 or (parts["ipv6"] and not _is_ipv6(parts["ipv6"])):
+            self.fail(f"{value!r} is no address: write HOST, HOST:PORT or [IPV6]:PORT", parameter, context)
+        return TcpAddress(parts["ipv6"] or parts["host"], port)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 @click.command()
