@@ -23,6 +23,6 @@ def ports_of_running_stack(layout: Layout) -> frozenset[int]:
         stack = json.loads(read_regular(in_force, MOST_SETTINGS))
         addresses = [parse_address(worker["address"]) for worker in stack["workers"]]
         ports = [address.port for address in addresses if isinstance(address, TcpAddress)]
-        return frozenset((stack["door"]["port"], stack["admin_port"], *ports, *stack["ray_ports"]))
+        return frozenset((stack["door"]["port"], stack["admin_port"], *ports, *stack.get("ray_ports", ())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return frozenset()

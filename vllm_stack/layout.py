@@ -13,12 +13,12 @@ from vllm_stack.given import absolute
 
 # supervisord binds its socket as PATH.PID and then links it; a unix socket path holds 107 bytes.
 _SOCKET_PATH_MAX = 107 - len(".4194304")
-# These go into supervisord.conf as they are: no character that its parser gives a meaning to.
 # The program that holds up this box's part of a Ray cluster, which stands where workers do.
 RAY = "ray"
 _WORKER_NAME = re.compile(rf"worker-(0|[1-9][0-9]*)|{RAY}")
 # Ray puts SESSION/sockets/plasma_store below its directory, which a unix socket's path must hold, too.
 _RAY_TEMP_MAX = 107 - len("/session_2026-11-27_18-33-14_904901_4194304/sockets/plasma_store")
+# It goes into supervisord.conf as it is: no character that its parser gives a meaning to.
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./:,@+=-]*")
 
 

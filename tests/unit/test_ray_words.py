@@ -151,3 +151,14 @@ def test_however_a_text_is_written_its_lines_come_whole_and_in_order(
         text = text[much:]
         found += session.says()
     assert found == lines
+
+
+def test_what_an_earlier_life_wrote_is_not_said_again(tmp_path: Path) -> None:
+    """Its errors would be taken for the cause of the next end."""
+    earlier = Session(tmp_path)
+    earlier.write("RuntimeError: of an earlier life\n")
+    later = Session(tmp_path)
+    assert later.says() == []
+    later.write("loading\n")
+    later.write("of another worker\n", "worker-b-01000000-43.err")
+    assert later.says() == ["loading", "of another worker"]

@@ -19,11 +19,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 from vllm_stack.program import STOP_SIGNALS, die_with_parent, parent_is_gone, reap_children, take_signal
 from vllm_stack.ray.cluster import Application, Cluster, ClusterSilent
 from vllm_stack.ray.node import Node, start_argv
-from vllm_stack.ray.resources import Box, missing
+from vllm_stack.ray.resources import missing
 from vllm_stack.ray.words import Words
 
 # Seconds between two looks, and between two lines about the same wait.
@@ -34,11 +35,16 @@ _SPEAK_EVERY = 15.0
 _DASHBOARD = 90.0
 # Seconds that Ray has to end its own processes when it is told to; the wrapper kills what is left.
 _RAY_ENDS = 10.0
+# Questions in a row that the dashboard may leave without an answer.
+_SILENCES = 3
 # Sessions whose logs stay, the running one included.
 _SESSIONS = 3
 _RUNNING = "RUNNING"
 # How Python names an exception: the last such line of a traceback says what went wrong.
 _ERROR = re.compile(r"[\w.]+(?:Error|Exception): ")
+
+
+_Answer = TypeVar("_Answer")
 
 
 class CannotGoOn(Exception):
@@ -81,8 +87,9 @@ class Conductor:
     def _start(self) -> None:
         node, parent = self._node, os.getpid()
         node.temp.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if node.temp.stat().st_uid != os.getuid():
-            raise CannotGoOn(f"{node.temp} belongs to somebody else: render with a shorter --out")
+        for place in (node.temp, node.temp.parent):
+            if place.stat().st_uid != os.getuid():
+                raise CannotGoOn(f"{place} belongs to somebody else: render with a shorter --out")
 
         def prepare() -> None:
             die_with_parent(signal.SIGKILL)
@@ -100,7 +107,7 @@ class Conductor:
     def _deploy(self) -> None:
         """Wait for a place for every replica, deploy, and wait until all of them serve."""
         self._wait_for_dashboard()
-        while (lack := missing(self._node.wanted, self._boxes())) is not None:
+        while (lack := missing(self._node.wanted, self._answer(self._cluster.boxes))) is not None:
             self._say_again(f"waiting for more boxes: {lack}{self._how_to_join()}")
             self._wait(_LOOK_EVERY)
         _say("deploying: every replica has a place")
@@ -125,11 +132,16 @@ class Conductor:
                 raise CannotGoOn(trouble)
             self._wait(_TICK)
 
-    def _boxes(self) -> tuple[Box, ...]:
-        try:
-            return self._cluster.boxes()
-        except ClusterSilent as trouble:
-            raise CannotGoOn(str(trouble)) from None
+    def _answer(self, ask: Callable[[], _Answer]) -> _Answer:
+        """Ask until there is an answer: a machine on which engines start is slow, and may miss one or two."""
+        for silences in range(_SILENCES):
+            try:
+                return ask()
+            except ClusterSilent as silence:
+                if silences == _SILENCES - 1:
+                    raise CannotGoOn(str(silence)) from None
+            self._wait(_LOOK_EVERY)
+        raise AssertionError("the last silence ends the loop")
 
     def _how_to_join(self) -> str:
         host = self._node.host
@@ -141,10 +153,10 @@ class Conductor:
         """Tell what changes until all is served; an application that fails to deploy ends this life."""
         deadline = time.monotonic() + (self._node.start_timeout or float("inf"))
         while True:
-            for name, application in self._applications().items():
+            applications = self._answer(self._cluster.applications)
+            for name, application in applications.items():
                 if application.state == "DEPLOY_FAILED":
                     raise CannotGoOn(f"{name} does not start: {_why(application)}")
-            applications = self._applications()
             if len(applications) > 1 and all(one.state == _RUNNING for one in applications.values()):
                 _say("serving: all replicas run")
                 return
@@ -152,12 +164,6 @@ class Conductor:
             if time.monotonic() >= deadline:
                 raise CannotGoOn(f"not serving after {self._node.start_timeout:.0f} s (--start-timeout)")
             self._wait(_LOOK_EVERY)
-
-    def _applications(self) -> dict[str, Application]:
-        try:
-            return self._cluster.applications()
-        except ClusterSilent as trouble:
-            raise CannotGoOn(str(trouble)) from None
 
     def _wait(self, seconds: float) -> None:
         """Wait; raises `Told` when a stop comes, and `CannotGoOn` when Ray has ended."""
@@ -188,7 +194,9 @@ class Conductor:
         if self._deployed:
             self._undeploy()
         self._ray.terminate()
-        self._until(lambda: self._ray is None or reap_children(self._ray) is not None, _RAY_ENDS)
+        # A box that leaves waits for what runs on it to move; the head has ended all that by now.
+        leaves = self._node.drain_timeout if self._node.joins is not None else 0.0
+        self._until(lambda: self._ray is None or reap_children(self._ray) is not None, leaves + _RAY_ENDS)
 
     def _undeploy(self) -> None:
         try:

@@ -18,16 +18,25 @@ _MARKS = re.compile(r":(?:job_id|actor_name|task_name):")
 
 
 class Words:
-    """Follows the output of all workers of the session that runs below `temp`."""
+    """Follows the output of all workers of the session that runs below `temp`.
+
+    What is there when it begins is of an earlier life, and was passed on by it.
+    """
 
     def __init__(self, temp: Path) -> None:
         self._logs = temp / "session_latest" / "logs"
         self._read: dict[Path, int] = {}
         self._rest: dict[Path, bytes] = {}
+        for path in self._files():
+            with contextlib.suppress(OSError):
+                self._read[path] = path.stat().st_size
+
+    def _files(self) -> list[Path]:
+        return sorted(self._logs.glob("worker-*.[eo][ru][rt]"))
 
     def fresh(self) -> Iterator[str]:
         """Give the whole lines that have been written since the last look, file by file."""
-        for path in sorted(self._logs.glob("worker-*.[eo][ru][rt]")):
+        for path in self._files():
             with contextlib.suppress(OSError):  # Ray may turn it over, or remove it
                 yield from self._lines(path)
 
