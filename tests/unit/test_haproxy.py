@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from vllm_stack.cli import run
+from vllm_stack.options import Options
 
 DOORS = ("http://10.0.0.1:8000", "http://10.0.0.2:8000", "http://[fd00::3]:8000")
 
@@ -43,7 +45,18 @@ def test_a_silent_worker_is_waited_for_longer_than_a_door_does(capsys: pytest.Ca
     text = printed(capsys, *DOORS)
     waits = re.findall(r"timeout (?:client|server) (\d+)s", text)
     assert len(waits) == 2
-    assert all(int(wait) > 900 for wait in waits)
+    door = Options(model="m")
+    assert all(int(wait) > door.queue_timeout + door.response_timeout for wait in waits)
+
+
+def test_a_request_is_tried_for_longer_than_it_takes_to_find_a_door_dead(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = printed(capsys, *DOORS)
+    inter, fall = (int(number) for number in re.findall(r"inter (\d+)s fall (\d+)", text)[0])
+    (tries_again,) = re.findall(r"^    retries (\d+)$", text, re.M)
+    # haproxy waits a second before it tries the same server again; until this one is dead it is the only one.
+    assert int(tries_again) > inter * fall
 
 
 def test_a_certificate_is_named_with_its_whole_path(
@@ -71,10 +84,12 @@ def test_the_file_is_its_owners(capsys: pytest.CaptureFixture[str], tmp_path: Pa
         (["http://10.0.0.1:8000", "https://10.0.0.2"], ["https://10.0.0.2", "ssh -N -L"]),
         (["http://10.0.0.1:8000", "box2"], ["'box2'", "http://host:port"]),
         ([*DOORS, "--bind", "8080"], ["'8080'", "ADDRESS:PORT"]),
-        ([*DOORS, "--bind", "*:70000"], ["'*:70000'"]),
+        ([*DOORS, "--bind", "*:70000"], ["'*:70000'", "1 to 65535"]),
+        ([*DOORS, "--bind", "*:0"], ["'*:0'", "1 to 65535"]),
         ([*DOORS, "--bind", "*:80\nbind *:81"], ["--bind"]),
         ([*DOORS, "--tls-cert", "/nowhere.pem"], ["/nowhere.pem", "cannot be read"]),
         ([*DOORS, "--tls-cert", "/etc/hostname"], ["/etc/hostname", "certificate"]),
+        ([*DOORS, "--tls-cert", "/dev/zero"], ["/dev/zero", "cannot be read"]),
         ([f"http://10.0.0.{number}:8000" for number in range(1, 18)], ["17 doors"]),
     ],
 )
@@ -86,3 +101,12 @@ def test_what_cannot_be_meant_is_one_clear_line(
     assert told.count("\n") == 1
     for name in names:
         assert name in told
+
+
+@pytest.mark.timeout(10)
+def test_a_certificate_that_is_a_fifo_is_refused_and_not_waited_for(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert run(["haproxy", *DOORS, "--tls-cert", str(tmp_path / "fifo")]) == 2
+    assert f"{tmp_path / 'fifo'} cannot be read" in capsys.readouterr().err

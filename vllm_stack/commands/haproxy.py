@@ -10,6 +10,7 @@ from vllm_stack.address import TcpAddress
 from vllm_stack.errors import UsageError
 from vllm_stack.files import File, write_files
 from vllm_stack.given import absolute
+from vllm_stack.regular_file import MOST_KEYS, read_regular
 from vllm_stack.render import fill
 from vllm_stack.upstreams import parse_upstream
 
@@ -41,7 +42,10 @@ def configuration(doors: Sequence[TcpAddress], bind: str, certificate: Path | No
     """
     match = _BIND.fullmatch(bind)
     if match is None or not 1 <= int(match["port"]) <= 65535:
-        raise UsageError(f"--bind {bind!r} is no address: write ADDRESS:PORT, or *:PORT for all addresses")
+        raise UsageError(
+            f"--bind {bind!r} is no address: write ADDRESS:PORT, or *:PORT for all addresses; "
+            "ports are 1 to 65535"
+        )
     return fill(
         "haproxy.cfg.j2",
         doors=doors,
@@ -57,7 +61,7 @@ def _checked(certificate: Path) -> Path:
     if not _PLAIN.fullmatch(str(path)):
         raise UsageError(f"--tls-cert {str(path)!r} has a character that haproxy gives a meaning to")
     try:
-        text = path.read_text("ascii", "replace")
+        text = read_regular(path, MOST_KEYS).decode("ascii", "replace")
     except OSError as error:
         raise UsageError(f"--tls-cert {path} cannot be read: {error.strerror}") from None
     for what in ("CERTIFICATE", "PRIVATE KEY"):

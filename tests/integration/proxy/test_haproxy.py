@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.proxy.harness import HOST, Answer, Stack, Wire, ask, chat, request
+from tests.integration.proxy.harness import HOST, KEY, Answer, Stack, Wire, ask, chat, request
 from tests.support.polling import until
 from tests.support.ports import free_port, free_ports
 from vllm_stack.address import TcpAddress
@@ -25,8 +25,11 @@ class Pair:
     def __init__(self, new_stack: NewStack, home: Path, balance: bool = False) -> None:
         ports = [free_ports(3), free_ports(3)]
         doors = [TcpAddress(HOST, box[1]) for box in ports]
+        keys = home / "upstream-keys"
+        keys.write_text(KEY)
+        keys.chmod(0o600)
         self.boxes = [
-            new_stack(workers=1, ports=box, upstreams=(other,), queue_timeout=2.0)
+            new_stack(workers=1, ports=box, upstreams=(other,), upstream_key_file=keys, queue_timeout=2.0)
             for box, other in zip(ports, reversed(doors), strict=True)
         ]
         for box in self.boxes:
@@ -82,13 +85,18 @@ def test_the_doors_ask_for_keys_and_not_the_one_before_them(pair: Pair) -> None:
     assert answer.json["error"]["code"] == "invalid_api_key"
 
 
+def test_conversations_are_answered_by_the_workers_of_both_boxes(pair: Pair) -> None:
+    texts = [f"conversation {number} " * 20 for number in range(30)]
+    assert {ask(pair.port, request(body=chat(words=text))).status for text in texts} == {200}
+    assert all(box.workers[0].count() for box in pair.boxes)
+
+
 def test_another_door_takes_over_when_the_first_is_lost_and_gives_back(pair: Pair) -> None:
     first = pair.boxes[0]
     assert pair.came_to(0)
     first.proxy.kill()
     first.ledger.remember()
-    until(lambda: pair.ask().status == 200, 5, "the second door answers")
-    assert {pair.ask().status for _ in range(6)} == {200}
+    assert {pair.ask().status for _ in range(6)} == {200}, "the first of them waits, and none is lost"
     first.start_proxy()
     first.wait_ready()
     until(lambda: pair.came_to(0), 15, "the first door gets requests again", every=0.5)
