@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -165,6 +166,11 @@ def chat(api: openai.OpenAI, model: str = NAME, tokens: int = 5, **more: Any) ->
 def ledger() -> Iterator[ProcessLedger]:
     with ProcessLedger(grace=90) as ledger:
         yield ledger
+    for home in ledger.directories:
+        # pytest's paths are too long for sockets: the sessions of Ray are below /tmp.
+        temp = Layout.at(home).ray_temp
+        if not temp.is_relative_to(home):
+            shutil.rmtree(temp.parent, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

@@ -75,6 +75,22 @@ def events(text: str) -> Iterator[object]:
             yield json.loads(line.removeprefix("data: "))
 
 
+def test_an_engine_that_dies_is_started_again_by_ray_alone(head: Head, ledger: ProcessLedger) -> None:
+    ledger.remember()
+    engines = [process for process in ledger.alive() if "EngineCore" in " ".join(process.cmdline())]
+    assert engines
+    for engine in engines:
+        engine.send_signal(signal.SIGKILL)
+
+    def replaced() -> bool:
+        alive = [process for process in ledger.alive() if "EngineCore" in " ".join(process.cmdline())]
+        return bool(alive) and not {process.pid for process in alive} & {engine.pid for engine in engines}
+
+    until(replaced, READY, "another engine runs", every=1)
+    until(lambda: answer_of(head).usage.completion_tokens == 5, READY, "it answers again", every=1)
+    assert not (head.layout.state / "ray.failure.json").exists(), "the head itself went on"
+
+
 def test_a_head_whose_raylet_dies_comes_back_with_all_it_served(head: Head, ledger: ProcessLedger) -> None:
     """Last but one: it takes a start."""
     ledger.remember()

@@ -4,7 +4,7 @@ It stands where `vllm serve` stands under the wrapper (`vllm_stack.worker`), whi
 waits after a failure, and starts it anew. So it has one rule: when it cannot go on, it says why and ends.
 
 The head deploys nothing before every replica has a place: Ray would start some and wait for ever with the
-others. A raylet, the cluster's store or the dashboard that dies ends `ray start --block`, and so this life.
+others. A raylet that dies ends `ray start --block`, and so this life.
 """
 
 from __future__ import annotations
