@@ -68,10 +68,9 @@ def join_cluster(options: Options, membership: Membership, token_file: Path | No
             f"Port {membership.agent_port}, wanted for Ray's agent, is in use: change --agent-port"
         )
     token = _read_token(token_file, plan.layout.ray_token)
+    _check_cluster(plan, membership.head, token)
     make_directories((*plan.layout.directories, *(plan.layout.box(one.name) for one in plan.workers)))
-    write_files([File(plan.layout.ray_token, token + "\n")])
-    _check_cluster(plan, membership.head)
-    write_files(render_member(plan))
+    write_files([File(plan.layout.ray_token, token + "\n"), *render_member(plan)])
     return Joined(plan, advice(findings))
 
 
@@ -124,7 +123,7 @@ def _read_token(token_file: Path | None, kept: Path) -> str:
     return token
 
 
-def _check_cluster(plan: Plan, head: TcpAddress) -> None:
+def _check_cluster(plan: Plan, head: TcpAddress, token: str) -> None:
     """Ask the cluster whether it is there, and takes our token, as a box that joins does."""
     assert plan.ray is not None  # noqa: S101 - it is a member's plan
     nobody = RayError(
@@ -139,7 +138,7 @@ def _check_cluster(plan: Plan, head: TcpAddress) -> None:
     try:
         asked = subprocess.run(
             argv,
-            env={**os.environ, **plan.ray.env},
+            env=_environment(token),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_PATIENCE,
@@ -157,6 +156,12 @@ def _check_cluster(plan: Plan, head: TcpAddress) -> None:
             f"The Ray cluster at {head} does not take the token: copy the head's out/secrets/ray-token anew"
         )
     raise nobody
+
+
+def _environment(token: str) -> dict[str, str]:
+    """Give the token itself: until the cluster takes it, there is no file of ours that holds it."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    return {**inherited, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
 
 
 def next_steps(plan: Plan) -> Iterator[str]:

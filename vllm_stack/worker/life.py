@@ -32,7 +32,15 @@ from vllm_stack.worker.watch import Watch
 
 # What must not leak from the operator's shell into a server: development mode opens control routes
 # without a key (vllm/envs.py), and supervisord's own variables are nobody else's business.
-_NOT_INHERITED = ("VLLM_SERVER_DEV_MODE", "VLLM_API_KEY", "VLLM_STACK_", "SUPERVISOR_")
+# Nor is a token, or a cluster, that the operator's own Ray goes by.
+_NOT_INHERITED = (
+    "VLLM_SERVER_DEV_MODE",
+    "VLLM_API_KEY",
+    "VLLM_STACK_",
+    "SUPERVISOR_",
+    "RAY_AUTH_",
+    "RAY_ADDRESS",
+)
 # Nor what names GPUs in other words than the plan: vLLM refuses a CUDA_VISIBLE_DEVICES that differs from
 # HIP's (`_sync_hip_cuda_env_vars` in vllm/platforms/rocm.py), and HIP counts in what ROCr leaves.
 _OTHER_MASKS_OF_ROCM = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
