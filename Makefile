@@ -77,7 +77,7 @@ down: $(STACK)  ## Stop the stack and see that no process of it is left
 	@$(BIN)/vllm-stack down --out $(OUT)
 
 .PHONY: up-ray
-up-ray: install $(RAY)  ## The same on Ray, with this box as its head (RAY_HOST=10.0.0.1 lets others join; DETACH=1)
+up-ray: install $(if $(VLLM_COMMAND),,$(RAY))  ## The same on Ray, with this box as its head (RAY_HOST=10.0.0.1 lets others join; DETACH=1)
 	@test -n "$$MODEL$$FILE" || { echo 'Which model? make up-ray MODEL=organisation/name, or a directory' >&2; exit 2; }
 	@$(BIN)/vllm-stack render --target ray --out $(OUT) $(if $(RAY_HOST),--ray-host "$(RAY_HOST)") \
 	  $(if $(VLLM_COMMAND),--vllm-command "$(VLLM_COMMAND)") \
@@ -85,7 +85,7 @@ up-ray: install $(RAY)  ## The same on Ray, with this box as its head (RAY_HOST=
 	@exec $(BIN)/vllm-stack up --out $(OUT) $(if $(DETACH),--detach)
 
 .PHONY: join-ray
-join-ray: install $(RAY)  ## Give this box to a cluster (HEAD=10.0.0.1 TOKEN_FILE=ray-token DETACH=1)
+join-ray: install $(if $(VLLM_COMMAND),,$(RAY))  ## Give this box to a cluster (HEAD=10.0.0.1 TOKEN_FILE=ray-token DETACH=1)
 	@test -n "$(HEAD)" || { echo 'Which head? make join-ray HEAD=10.0.0.1 TOKEN_FILE=ray-token' >&2; exit 2; }
 	@exec $(BIN)/vllm-stack join "$(HEAD)" --out $(OUT) --device $(DEVICE) \
 	  $(if $(TOKEN_FILE),--token-file "$(TOKEN_FILE)") $(if $(VLLM_COMMAND),--vllm-command "$(VLLM_COMMAND)") \

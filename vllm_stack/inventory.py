@@ -212,7 +212,9 @@ def _vllm_options(
 def _engine_kwargs(machine: Inventory, options: Options, say: Callable[[str], object]) -> EngineKwargs:
     """Ask vLLM's own parser, if anything was passed on and there is a Ray to tell it."""
     args = accept(options.vllm_args)
-    if args and isinstance(machine.ray, Ray):
+    if not isinstance(machine.ray, Ray):
+        return EngineKwargs()  # and nobody waits to hear that there is none
+    if args:
         say("Asking vLLM what its options mean to its engine (this can take half a minute)")
     return read_engine_kwargs(python_of(Path(machine.found_vllm().argv[0])), args)
 

@@ -15,7 +15,7 @@ from vllm_stack.given import absolute
 _SOCKET_PATH_MAX = 107 - len(".4194304")
 # The program that holds up this box's part of a Ray cluster, which stands where workers do.
 RAY = "ray"
-_WORKER_NAME = re.compile(rf"worker-(0|[1-9][0-9]*)|{RAY}")
+WORKER_NAME = re.compile(rf"worker-(0|[1-9][0-9]*)|{RAY}")
 # Ray puts SESSION/sockets/plasma_store below its directory, which a unix socket's path must hold, too.
 _RAY_TEMP_MAX = 107 - len("/session_2026-11-27_18-33-14_904901_4194304/sockets/plasma_store")
 # It goes into supervisord.conf as it is: no character that its parser gives a meaning to.
@@ -196,7 +196,7 @@ class Layout:
     def worker_boxes(self) -> list[str]:
         """Name the workers that ever had a working directory here, those of earlier renders included."""
         names = (path.name for path in self.run.glob("*") if os.path.isdir(path))
-        return sorted(name for name in names if _WORKER_NAME.fullmatch(name))
+        return sorted(name for name in names if WORKER_NAME.fullmatch(name))
 
     def stack_in_force(self) -> Path | None:
         """The stack.json that the running proxy was started with; None before the first start."""

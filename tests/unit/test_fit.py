@@ -479,3 +479,23 @@ def test_a_size_is_read_the_same_way_and_named() -> None:
     assert parse_number("2G", "--kv-cache-memory-bytes") == 2 * GIB
     with pytest.raises(UsageError, match=r"--kv-cache-memory-bytes '1\.5G' is not a number"):
         parse_number("1.5G", "--kv-cache-memory-bytes")
+
+
+def test_a_stage_has_its_share_of_layers_with_and_without_a_window() -> None:
+    model = ModelConfig(
+        attention_heads=8,
+        kv_heads=8,
+        head_size=128,
+        layers=32,
+        cached_layers=32,
+        windowed_layers=16,
+        window=1024,
+        max_length=32768,
+        dtype="bfloat16",
+        weight_bytes=8 * GIB,
+    )
+    whole, staged = (estimate(model, Demand(1, 80 * GIB, 0.9, stages=stages)) for stages in (1, 2))
+    assert whole.kv_cache is not None
+    assert staged.kv_cache is not None
+    assert staged.kv_cache.bytes == whole.kv_cache.bytes // 2
+    assert staged.kv_cache.least == whole.kv_cache.least // 2

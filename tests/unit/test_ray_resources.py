@@ -15,10 +15,7 @@ from vllm_stack.ray.resources import Box, Wanted, boxes_of, missing
 
 def boxes(*gpus: float, resource: str = "GPU") -> list[Box]:
     """Give boxes with so many GPUs each; what has none does not name them, as Ray has it."""
-    return [
-        Box(f"10.0.0.{place}", place == 0, {resource: count} if count else {"memory": 1e9})
-        for place, count in enumerate(gpus)
-    ]
+    return [Box({resource: count} if count else {"memory": 1e9}) for count in gpus]
 
 
 def wanted(replicas: int = 1, size: int = 1, stages: int = 1, resource: str = "GPU") -> Wanted:
@@ -32,7 +29,7 @@ def node(state: str = "ALIVE", **changes: Any) -> dict[str, Any]:
 
 def test_boxes_that_died_are_not_counted() -> None:
     found = boxes_of([node(), node("DEAD", node_ip="10.0.0.2"), node(node_ip="10.0.0.3", is_head_node=False)])
-    assert found == (Box("10.0.0.1", True, {"GPU": 2.0}), Box("10.0.0.3", False, {"GPU": 2.0}))
+    assert found == (Box({"GPU": 2.0}), Box({"GPU": 2.0}))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +68,7 @@ def test_a_small_model_does_not_take_the_place_of_a_large_one() -> None:
 
 
 def test_cores_and_gpus_are_counted_apart() -> None:
-    both = [Box("10.0.0.1", True, {"GPU": 2.0, "CPU": 1.0})]
+    both = [Box({"GPU": 2.0, "CPU": 1.0})]
     assert missing([wanted(2), wanted(1, resource="CPU")], both) is None
     lack = missing([wanted(2), wanted(2, resource="CPU")], both)
     assert lack == "the cluster has 1 CPU on 1 box, and 2 are needed"

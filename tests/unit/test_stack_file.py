@@ -8,9 +8,7 @@ import json
 import os
 import tempfile
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import tomli_w
@@ -18,10 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.refusal import assert_refused
+from tests.unit.boxes import typed as options_of
 from vllm_stack import cli
 from vllm_stack.checks.run import SKIPPABLE
-from vllm_stack.commands import render as rendering
-from vllm_stack.errors import StackError
 from vllm_stack.options import Options
 from vllm_stack.sizes import MIB
 
@@ -47,19 +44,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     vllm.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     return tmp_path
-
-
-def options_of(*words: str) -> tuple[Options, ...]:
-    """Give the options that `render` makes of a command line."""
-    taken: list[Options] = []
-
-    def take(models: Sequence[Options], dry_run: bool) -> None:
-        taken.extend(models)
-        raise StackError("that is enough")
-
-    with patch.object(rendering, "render_stack", take):
-        assert cli.run(["render", *words]) == 1
-    return tuple(taken)
 
 
 def toml_of(*words: str) -> str:

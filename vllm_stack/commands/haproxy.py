@@ -10,6 +10,7 @@ from vllm_stack.address import TcpAddress
 from vllm_stack.errors import UsageError
 from vllm_stack.files import File, write_files
 from vllm_stack.given import absolute
+from vllm_stack.layout import is_plain
 from vllm_stack.regular_file import MOST_KEYS, read_regular
 from vllm_stack.render import fill
 from vllm_stack.upstreams import parse_upstream
@@ -18,8 +19,6 @@ MOST_DOORS = 16
 # Seconds: what a door waits for a silent worker by itself (--response-timeout), and some more.
 _PATIENCE = 960
 _BIND = re.compile(r"(?P<host>\*|\[[0-9A-Fa-f:]+\]|[A-Za-z0-9._-]*):(?P<port>[0-9]{1,5})")
-# What haproxy's configuration gives a meaning to stands in no such path.
-_PLAIN = re.compile(r"/[A-Za-z0-9_./:,@+=-]*")
 
 
 def parse_doors(urls: Sequence[str]) -> tuple[TcpAddress, ...]:
@@ -58,7 +57,7 @@ def configuration(doors: Sequence[TcpAddress], bind: str, certificate: Path | No
 
 def _checked(certificate: Path) -> Path:
     path = absolute(certificate)
-    if not _PLAIN.fullmatch(str(path)):
+    if not is_plain(str(path)):  # what supervisord's parser leaves alone, haproxy's does
         raise UsageError(f"--tls-cert {str(path)!r} has a character that haproxy gives a meaning to")
     try:
         text = read_regular(path, MOST_KEYS).decode("ascii", "replace")

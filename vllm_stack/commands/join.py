@@ -21,7 +21,7 @@ from vllm_stack.checks.run import advice, refuse
 from vllm_stack.checks.vllm_checks import vllm as check_vllm
 from vllm_stack.checks.vllm_checks import vllm_build as check_vllm_build
 from vllm_stack.errors import InsufficientGpus, PortError, RayError, StackError, UsageError
-from vllm_stack.files import File, make_directories, shown, write_files
+from vllm_stack.files import File, make_directories, write_files
 from vllm_stack.inventory import Inventory, take_machine
 from vllm_stack.layout import Layout
 from vllm_stack.options import Options
@@ -162,13 +162,3 @@ def _environment(token: str) -> dict[str, str]:
     """Give the token itself: until the cluster takes it, there is no file of ours that holds it."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
     return {**inherited, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-
-
-def next_steps(plan: Plan) -> Iterator[str]:
-    """Say what starts what was written."""
-    if plan.service is None:
-        yield f"supervisord -c {shown(plan.layout.supervisord_conf)}"
-        return
-    sudo = "" if plan.root else "sudo "
-    yield f"{sudo}cp {shown(plan.layout.unit)} /etc/systemd/system/"
-    yield f"{sudo}systemctl enable --now {plan.layout.unit.name}"

@@ -82,23 +82,27 @@ def summary(rendered: Rendered, written: bool) -> list[str]:
     return lines
 
 
-def _next_steps(plan: Plan) -> Iterator[str]:
-    """Say what starts the stack and what shows it.
+def starting_steps(plan: Plan) -> Iterator[str]:
+    """Say what starts what was written.
 
     The unit is copied: a link into a file system that is mounted late is not there when systemd starts.
     """
-    conf = shown(plan.layout.supervisord_conf)
     if plan.service is None:
-        yield f"supervisord -c {conf}"
-    else:
-        sudo = "" if plan.root else "sudo "
-        yield f"{sudo}cp {shown(plan.layout.unit)} /etc/systemd/system/"
-        yield f"{sudo}systemctl enable --now {plan.layout.unit.name}"
+        yield f"supervisord -c {shown(plan.layout.supervisord_conf)}"
+        return
+    sudo = "" if plan.root else "sudo "
+    yield f"{sudo}cp {shown(plan.layout.unit)} /etc/systemd/system/"
+    yield f"{sudo}systemctl enable --now {plan.layout.unit.name}"
+
+
+def _next_steps(plan: Plan) -> Iterator[str]:
+    """Say what starts the stack, what joins it, and what shows it."""
+    yield from starting_steps(plan)
     if plan.options.spans_boxes:
         head = f"{plan.options.ray_host}:{plan.options.ray_port}"
         copy = f"on every other box, with a copy of {shown(plan.layout.ray_token)}"
         yield f"vllm-stack join {head} --token-file COPY   # {copy}"
-    yield f"supervisorctl -c {conf} status"
+    yield f"supervisorctl -c {shown(plan.layout.supervisord_conf)} status"
 
 
 def _ray_lines(plan: Plan) -> Iterator[str]:

@@ -14,10 +14,10 @@ from vllm_stack.worker.failure import Failure, last_failure
 
 # How often those that wait look, and how often they speak although nothing changed (seconds).
 LOOK_EVERY = 1.0
-# Lines in which a line of ours is looked for, and how much of it is shown.
+SPEAK_EVERY = 10.0
+# Lines of Ray's log in which one of ours is looked for, and how much of it is shown.
 _SEARCHED = 400
 _WIDE = 220
-SPEAK_EVERY = 10.0
 # What the proxy says of a worker that is out, where it says more than that nobody listens.
 _TELLING = ("stopping", "stopped", "ill", "late")
 # What the wrapper knows better than the proxy.

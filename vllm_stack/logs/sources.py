@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_stack.errors import UsageError
-from vllm_stack.layout import RAY, Layout
+from vllm_stack.layout import WORKER_NAME, Layout
 
 REQUESTS = "requests"
-_WORKER = re.compile(rf"worker-(0|[1-9][0-9]*)|{RAY}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +28,7 @@ def find_sources(layout: Layout, workers: Iterable[str], asked: Sequence[str]) -
     """
     programs = ["proxy", *workers, "supervisord"]
     gone = sorted({path.stem for path in layout.logs.glob("*.log")} - {*programs}, key=_by_number)
-    known = [*programs, *(name for name in gone if _WORKER.fullmatch(name)), REQUESTS]
+    known = [*programs, *(name for name in gone if WORKER_NAME.fullmatch(name)), REQUESTS]
     for name in asked:
         if name not in known:
             raise UsageError(f"{name!r} has no log here: there are {', '.join(known)}")

@@ -82,8 +82,9 @@ def kv_term(config: ModelConfig, demand: Demand, length: int) -> Term | None:
     layers = config.cached_layers
     if bits is None or elements is None or layers is None:
         return None
-    layers = -(-layers // demand.stages)
     windowed = 0 if WHOLE_WINDOWS in demand.asked else min(config.windowed_layers, layers)
+    # Which of them a stage gets is not known: as many of each kind as the others.
+    layers, windowed = -(-layers // demand.stages), windowed // demand.stages
     window = config.window or length
     least = (layers - windowed) * length + windowed * min(window, length)
     tokens = allotted_tokens(layers - windowed, windowed, window, length, tokens_in_flight(demand))

@@ -24,10 +24,7 @@ class Membership:
 
 
 def member_plan(options: Options, membership: Membership, inventory: Inventory) -> Plan:
-    """Decide what this box gives; raises `StackError` where its GPUs, or Ray, are not there.
-
-    `options.base_port` is the port of its agent.
-    """
+    """Decide what this box gives; raises `StackError` where its GPUs, or Ray, are not there."""
     layout = Layout.at(options.out)
     timings = Timings(options.restart_delay, options.drain_timeout)
     gpus = () if options.on_cpu else usable_gpus(options, inventory)

@@ -23,7 +23,7 @@ from vllm_stack.ray.serve_config import ROUTERS, Served, Serving, serve_config
 WITHOUT_COUNTERPART = {
     "wedge_timeout": "Ray asks a replica whether it is well, and does not see an engine that hangs",
     "start_stagger": "Ray starts all replicas at once",
-    "restart_delay_max": "Ray starts a failed replica again at once",
+    "restart_delay_max": "Ray starts failed replicas again by rules of its own",
 }
 
 

@@ -134,14 +134,15 @@ class Conductor:
 
     def _answer(self, ask: Callable[[], _Answer]) -> _Answer:
         """Ask until there is an answer: a machine on which engines start is slow, and may miss one or two."""
-        for silences in range(_SILENCES):
+        silences = 0
+        while True:
             try:
                 return ask()
             except ClusterSilent as silence:
-                if silences == _SILENCES - 1:
+                silences += 1
+                if silences == _SILENCES:
                     raise CannotGoOn(str(silence)) from None
             self._wait(_LOOK_EVERY)
-        raise AssertionError("the last silence ends the loop")
 
     def _how_to_join(self) -> str:
         host = self._node.host

@@ -15,8 +15,6 @@ _TRIES = 5_000
 class Box:
     """One node that lives, with what it has in all."""
 
-    address: str
-    is_head: bool
     resources: Mapping[str, float]
 
 
@@ -32,11 +30,7 @@ class Wanted:
 
 def boxes_of(nodes: Sequence[Mapping[str, Any]]) -> tuple[Box, ...]:
     """Read Ray's list of nodes (`/api/v0/nodes` of its dashboard); those that died are left out."""
-    return tuple(
-        Box(str(node["node_ip"]), bool(node["is_head_node"]), dict(node["resources_total"]))
-        for node in nodes
-        if node["state"] == "ALIVE"
-    )
+    return tuple(Box(dict(node["resources_total"])) for node in nodes if node["state"] == "ALIVE")
 
 
 def missing(wanted: Sequence[Wanted], boxes: Sequence[Box]) -> str | None:

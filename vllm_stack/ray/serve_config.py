@@ -18,7 +18,7 @@ APPLICATION = "vllm"
 _ON_THE_HEAD = {"num_cpus": 0, "resources": {"node:__internal_head__": 0.001}}
 # How Ray spells our policies, where there is something to choose from. What is not here is left to its own
 # rule: the less busy of two replicas chosen at random. Ray has a router by prefixes, too, which keeps them in
-# one actor on any box: if that box is lost, every request of the cluster waits for ever (seen with 2.60).
+# one actor on any box: if that box is lost, no request of the cluster is answered any more (seen with 2.60).
 ROUTERS: Mapping[Policy, str] = {
     "session": "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter",
     "round-robin": "ray.serve.experimental.round_robin_router:RoundRobinRouter",

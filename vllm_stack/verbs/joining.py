@@ -122,7 +122,8 @@ def join(
       vllm-stack join 10.0.0.1 --token-file ray-token
       ssh head cat out/secrets/ray-token | vllm-stack join 10.0.0.1 --token-file -
     """
-    from vllm_stack.commands.join import join_cluster, next_steps
+    from vllm_stack.commands.join import join_cluster
+    from vllm_stack.commands.render import starting_steps
     from vllm_stack.commands.up import run_detached, run_in_foreground
     from vllm_stack.errors import UsageError
     from vllm_stack.gpus.mask import parse_gpu_list
@@ -143,7 +144,7 @@ def join(
         click.echo(f"Note: {note}.")
     if render_only:
         click.echo("Next:")
-        for step in next_steps(joined.plan):
+        for step in starting_steps(joined.plan):
             click.echo(f"  {step}")
         return 0
     if detach:

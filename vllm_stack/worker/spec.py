@@ -23,6 +23,8 @@ from vllm_stack.worker.liveness import Limits
 from vllm_stack.worker.probe import HEALTH
 from vllm_stack.worker.turn import Stagger
 
+VLLM = "vLLM"
+
 
 @dataclass(frozen=True, slots=True)
 class Spec:
@@ -51,7 +53,7 @@ class Spec:
     stagger: Stagger
     device: str = "cuda"
     # What it is that runs, for whoever reads of it.
-    what: str = "vLLM"
+    what: str = VLLM
     # Where it says whether it is well.
     health: str = HEALTH
 
@@ -74,6 +76,11 @@ class Spec:
     @property
     def memory(self) -> SharedMemory:
         return SharedMemory(shared_memory_record(self.state, self.name))
+
+    @property
+    def note_every(self) -> float:
+        """Seconds between two notes of what is in /dev/shm: Ray makes new engines within one life."""
+        return 60.0 if self.what == VLLM else 15.0
 
     @property
     def stopping(self) -> Path:
@@ -111,7 +118,7 @@ def read_spec(path: Path) -> Spec:
             limits=Limits(raw["start_timeout"], raw["wedge_timeout"]),
             stagger=Stagger(raw["start_stagger"], raw["engine"]),
             device=raw["device"],
-            what=raw.get("what", "vLLM"),
+            what=raw.get("what", VLLM),
             health=raw.get("health", HEALTH),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -14,7 +14,7 @@ from vllm_stack.worker.spec import Spec
 from vllm_stack.worker.tree import Tree
 from vllm_stack.worker.turn import Turn
 from vllm_stack.worker.voice import Voice
-from vllm_stack.worker.watchdog import Watchdog, tree_processes
+from vllm_stack.worker.watchdog import Watchdog, note_memory, tree_processes
 
 # Seconds from the notice to the TERM: the proxy looks for notices every 0.2 s.
 NOTICE = 0.5
@@ -43,7 +43,7 @@ class Watch:
         self._turn = turn
         self._tree = tree
         self._probe = Probe(spec.name, spec.address, spec.admin_port, path=spec.health)
-        self._dog = Watchdog(self._probe, spec.limits, spec.memory, self._take_evidence)
+        self._dog = Watchdog(self._probe, spec.limits, spec.memory, spec.note_every, self._take_evidence)
         self._deadline: float | None = None  # of a stop that was asked for
         self._next_term: float | None = None
         self._verdict_said = False
@@ -76,6 +76,7 @@ class Watch:
         self._voice.say(f"told to stop: {self._spec.what} has {self._spec.stop_grace:.0f} s")
         self._deadline = time.monotonic() + self._spec.stop_grace
         self._dog.stop()
+        note_memory(self._spec.memory)  # what was made since the last look
         self._phase(Phase.STOPPING)
         self._turn.give_back()
         # The watchdog looks now and then only: a server may serve that it has not seen ready yet.

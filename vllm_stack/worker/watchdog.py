@@ -20,7 +20,7 @@ _STARTING = 0.5
 _LOOKS = 8
 _OFTEN, _SELDOM = 0.25, 5.0
 # Seconds between two notes of what is in /dev/shm. Nearly all of it is made during the start.
-_NOTE_STARTING, _NOTE_READY = 5.0, 60.0
+_NOTE_STARTING = 5.0
 
 
 class Watchdog(threading.Thread):
@@ -31,7 +31,12 @@ class Watchdog(threading.Thread):
     """
 
     def __init__(
-        self, probe: Probe, limits: Limits, memory: SharedMemory, take_evidence: Callable[[str, bytes], None]
+        self,
+        probe: Probe,
+        limits: Limits,
+        memory: SharedMemory,
+        note_every: float,
+        take_evidence: Callable[[str, bytes], None],
     ) -> None:
         super().__init__(daemon=True)
         self.verdict: str | None = None
@@ -39,6 +44,7 @@ class Watchdog(threading.Thread):
         self._probe = probe
         self._limits = limits
         self._memory = memory
+        self._note_every = note_every
         self._take_evidence = take_evidence
         self._liveness = Liveness(limits, time.monotonic())
         self._over = threading.Event()
@@ -67,9 +73,8 @@ class Watchdog(threading.Thread):
         """Note what the tree has in /dev/shm, now and then: a big process has long maps."""
         now = time.monotonic()
         if at_once or now >= self._next_note:
-            self._next_note = now + (_NOTE_READY if self.ready else _NOTE_STARTING)
-            with contextlib.suppress(OSError):  # a full disk: what is stale will stay
-                self._memory.note(process.pid for process in tree_processes())
+            self._next_note = now + (self._note_every if self.ready else _NOTE_STARTING)
+            note_memory(self._memory)
 
     def _interval(self) -> float:
         if not self.ready:
@@ -84,6 +89,12 @@ class Watchdog(threading.Thread):
             return Sight(time.monotonic(), trouble)
         self._metrics = self._probe.metrics()
         return Sight(time.monotonic(), None, in_flight, engine_steps(self._metrics), sum(_cpu_seconds()))
+
+
+def note_memory(memory: SharedMemory) -> None:
+    """Note what the tree has in /dev/shm now."""
+    with contextlib.suppress(OSError):  # a full disk: what is stale will stay
+        memory.note(process.pid for process in tree_processes())
 
 
 def tree_processes() -> list[psutil.Process]:
